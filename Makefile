@@ -71,7 +71,7 @@ $(CRITEST): test/tools/go.mod test/tools/build $(IMAGES)/critest/index.json
 	test/tools/build critest $@ "$$(go run ./test/images list -out $(IMAGES) | sed -n 's/.*test-image-digest@\(sha256:[0-9a-f]*\).*/\1/p')"
 
 images: $(IMAGES)/critest/index.json
-$(IMAGES)/critest/index.json: $(wildcard test/images/*.go test/images/*/*.go test/images/csrc/*.c)
+$(IMAGES)/critest/index.json: $(filter-out %_test.go,$(wildcard test/images/*.go test/images/*/*.go test/images/csrc/*.c))
 	nice go run ./test/images build -out $(IMAGES) -cache $(CACHE)/images-src critest edge
 
 # ---- tests ----

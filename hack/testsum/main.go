@@ -41,14 +41,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	common := []string{"test", "-json", "-count=1", "-timeout=30m"}
-	if *match != "" {
-		common = append(common, "-run="+*match)
-	}
 	if *race {
 		common = append(common, "-race")
 	}
 
-	all, err := suites(*cache)
+	all, err := suites(*cache, *match)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testsum:", err)
 		os.Exit(2)
@@ -83,27 +80,28 @@ func main() {
 	}
 }
 
-// suites are the project's; the working directory is its root.
-func suites(cache string) (map[string]suite, error) {
+// suites are the project's, limited to what matches; the working directory is its root.
+func suites(cache, match string) (map[string]suite, error) {
 	cache, err := filepath.Abs(cache)
 	if err != nil {
 		return nil, err
 	}
-	unit := suite{name: "unit", runs: []run{{dir: ".", args: []string{"./cmd/...", "./pkg/...", "./hack/...", "./test/images/..."}}}}
+	bin, err := filepath.Abs("bin")
+	if err != nil {
+		return nil, err
+	}
 	nested, err := nestedModules(".")
 	if err != nil {
 		return nil, err
 	}
+	only := "-run=" + match
+	unit := suite{name: "unit", runs: []run{{dir: ".", args: []string{only, "./cmd/...", "./pkg/...", "./hack/...", "./test/images/..."}}}}
 	for _, dir := range nested {
-		unit.runs = append(unit.runs, run{dir: dir, args: []string{"-tags=libseccomp", "./..."}})
+		unit.runs = append(unit.runs, run{dir: dir, args: []string{only, "-tags=libseccomp", "./..."}})
 	}
-	root, err := filepath.Abs(".")
-	if err != nil {
-		return nil, err
-	}
-	at := []string{"-args", "-bin", filepath.Join(root, "bin"), "-cache", cache}
-	black := suite{name: "blackbox", runs: []run{{dir: ".", args: append([]string{"./test/blackbox"}, at...)}}}
-	cri := suite{name: "critest", runs: []run{{dir: ".", args: append([]string{"./test/critest"}, at...)}}}
+	at := []string{"-args", "-bin", bin, "-cache", cache}
+	black := suite{name: "blackbox", runs: []run{{dir: ".", args: append([]string{only, "./test/blackbox"}, at...)}}}
+	cri := suite{name: "critest", runs: []run{{dir: ".", args: append(append([]string{"./test/critest"}, at...), "-focus", match)}}}
 	return map[string]suite{unit.name: unit, black.name: black, cri.name: cri}, nil
 }
 

@@ -1,0 +1,235 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/test/images/oci"
+)
+
+// Node is a runtime that listens on a socket, ours or, with -endpoint, another one.
+type Node struct {
+	Dir      string // all of its files
+	Socket   string
+	Images   runtimeapi.ImageServiceClient
+	Runtimes runtimeapi.RuntimeServiceClient
+
+	conn *grpc.ClientConn
+	cmd  *exec.Cmd
+	args []string
+	done chan error // the daemon's end
+}
+
+// conflist is the network of the tests: a bridge with both families and host ports.
+const conflist = `{ "cniVersion": "1.0.0", "name": "test", "plugins": [
+  { "type": "bridge", "bridge": "test0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true,
+    "ipam": { "type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.233.0.0/16"}], [{"subnet": "fd00:233::/64"}]],
+              "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}] } },
+  { "type": "portmap", "capabilities": {"portMappings": true}, "snat": true, "backend": "nftables" } ] }
+`
+
+// Start starts criserver with all its files below Scratch()/name, or connects to the runtime of -endpoint. The lines of
+// extra are added to its configuration file.
+func Start(name string, extra ...string) (*Node, error) {
+	if *Endpoint != "" {
+		n := &Node{Socket: strings.TrimPrefix(*Endpoint, "unix://")}
+		return n, n.connect()
+	}
+	n := &Node{Dir: filepath.Join(Scratch(), name)}
+	n.Socket = filepath.Join(n.Dir, "cri.sock")
+	if err := n.configure(extra); err != nil {
+		return nil, err
+	}
+	n.args = []string{"--config", filepath.Join(n.Dir, "config.toml")}
+	return n, n.Boot()
+}
+
+// StartBare starts criserver as on a fresh machine: without any configuration file, and so with the built-in network.
+func StartBare(name string) (*Node, error) {
+	n := &Node{Dir: filepath.Join(Scratch(), name)}
+	n.Socket = filepath.Join(n.Dir, "cri.sock")
+	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	n.args = []string{"--root", n.Root(), "--state", n.State(), "--listen", n.Socket}
+	return n, n.Boot()
+}
+
+func (n *Node) configure(extra []string) error {
+	hosts, networks := filepath.Join(n.Dir, "certs.d/_default"), filepath.Join(n.Dir, "net.d")
+	config := fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n%s\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n",
+		n.Socket, n.Root(), n.State(), strings.Join(extra, "\n"), filepath.Dir(hosts), networks)
+	for file, text := range map[string]string{
+		filepath.Join(n.Dir, "config.toml"):      config,
+		filepath.Join(hosts, "hosts.toml"):       fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", *registry),
+		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, filepath.Join(n.Dir, "ipam")),
+	} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Root is the daemon's durable directory.
+func (n *Node) Root() string { return filepath.Join(n.Dir, "root") }
+
+// State is the daemon's volatile directory.
+func (n *Node) State() string { return filepath.Join(n.Dir, "run") }
+
+// Log is the daemon's log file.
+func (n *Node) Log() string { return filepath.Join(n.Dir, "log") }
+
+// Boot starts the daemon and returns when it serves.
+func (n *Node) Boot() error {
+	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	n.cmd = exec.Command(filepath.Join(*binDir, "criserver"), n.args...)
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := n.cmd.Start(); err != nil {
+		return err
+	}
+	n.done = make(chan error, 1)
+	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(n.cmd, n.done)
+	if err := n.connect(); err != nil {
+		return fmt.Errorf("%w; the end of its log:\n%s", err, n.LogTail(20))
+	}
+	return nil
+}
+
+// connect returns when the runtime answers.
+func (n *Node) connect() error {
+	n.Disconnect()
+	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+	if err != nil {
+		return err
+	}
+	n.conn, n.Images, n.Runtimes = conn, runtimeapi.NewImageServiceClient(conn), runtimeapi.NewRuntimeServiceClient(conn)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for {
+		_, err := n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+		if err == nil {
+			return nil
+		}
+		select {
+		case end := <-n.done:
+			n.done <- end
+			return fmt.Errorf("the daemon ended: %v", end)
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not answer: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Disconnect hangs up; calls in flight fail.
+func (n *Node) Disconnect() {
+	if n.conn != nil {
+		n.conn.Close()
+	}
+}
+
+// Pid is the daemon's process.
+func (n *Node) Pid() int { return n.cmd.Process.Pid }
+
+// ShimPid reads which process is the shim; 0 when there is none.
+func (n *Node) ShimPid() int {
+	b, err := os.ReadFile(filepath.Join(n.State(), "shim.pid"))
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return pid
+}
+
+// Kill ends the daemon as a crash would.
+func (n *Node) Kill() error { return n.end(unix.SIGKILL) }
+
+// Stop ends the daemon as an administrator would. Pods run on.
+func (n *Node) Stop() error { return n.end(unix.SIGTERM) }
+
+func (n *Node) end(sig syscall.Signal) error {
+	if err := n.cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	select {
+	case err := <-n.done:
+		n.done <- err
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && sig == unix.SIGKILL {
+			return nil
+		}
+		return err
+	case <-time.After(20 * time.Second):
+		return fmt.Errorf("the daemon did not end within 20 s of %v", sig)
+	}
+}
+
+// Signal sends the daemon a signal.
+func (n *Node) Signal(sig syscall.Signal) error { return n.cmd.Process.Signal(sig) }
+
+// LogTail is the end of the daemon's log.
+func (n *Node) LogTail(lines int) string {
+	b, err := os.ReadFile(n.Log())
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Crictl is a command of the real crictl on this node.
+func (n *Node) Crictl(ctx context.Context, args ...string) *exec.Cmd {
+	endpoint := "unix://" + n.Socket
+	return exec.CommandContext(ctx, filepath.Join(*CacheDir, "bin/crictl"),
+		append([]string{"--config", "/dev/null", "--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "30s"}, args...)...)
+}
+
+// ServeImages starts the registry of the test images, unless the runtime of -endpoint has its own.
+func ServeImages() error {
+	if *Endpoint != "" {
+		return nil
+	}
+	indexes, err := filepath.Glob(filepath.Join(*CacheDir, "images/*/index.json"))
+	if err != nil {
+		return err
+	}
+	var layouts []*oci.Layout
+	for _, index := range indexes {
+		l, err := oci.Open(filepath.Dir(index))
+		if err != nil {
+			return err
+		}
+		layouts = append(layouts, l)
+	}
+	lis, err := net.Listen("tcp", *registry)
+	if err != nil {
+		return err
+	}
+	go func() { _ = http.Serve(lis, oci.NewRegistry(layouts...)) }() // ends with the node
+	return nil
+}
