@@ -1,0 +1,147 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/pkg/cri/spec"
+	"github.com/criserver/criserver/pkg/sandbox/store"
+)
+
+// stopLimit bounds the work of stopping or removing one object. It is longer
+// than any deadline within, so that the error tells what was waited for.
+const stopLimit = 3 * time.Minute
+
+// StopPod kills the pod's containers, gives its addresses back and lets its
+// namespaces go. It may be repeated. The work goes on when ctx ends; a retry
+// waits for it.
+func (m *Manager) StopPod(ctx context.Context, id string) error {
+	p, err := m.findPod(id)
+	if err != nil {
+		return err
+	}
+	return m.detached(ctx, stopLimit, "stop of pod "+p.id, func(ctx context.Context) error {
+		return m.stopPod(ctx, p)
+	})
+}
+
+func (m *Manager) stopPod(ctx context.Context, p *pod) error {
+	if err := p.op.lock(ctx, "stop pod "+p.id); err != nil {
+		return err
+	}
+	defer p.op.unlock()
+	return m.stopPodLocked(ctx, p)
+}
+
+// stopPodLocked runs with the pod's operation lock held.
+func (m *Manager) stopPodLocked(ctx context.Context, p *pod) error {
+	switch p.state() {
+	case PodStopped, PodRemoving:
+		return nil
+	}
+	if err := m.setPodState(p, PodStopping, nil); err != nil {
+		return err
+	}
+	if err := m.killContainers(ctx, p); err != nil {
+		return fmt.Errorf("stop pod %s: %w", p.id, err)
+	}
+	if err := m.releasePod(ctx, p); err != nil {
+		return fmt.Errorf("stop pod %s: %w", p.id, err)
+	}
+	if err := m.setPodState(p, PodStopped, func(r *podRecord) { r.IPs, r.InitPid = nil, 0 }); err != nil {
+		return err
+	}
+	m.podEvent(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, p.id)
+	return nil
+}
+
+// eachContainer runs f for all containers of a pod at once.
+func eachContainer(p *pod, f func(*container) error) error {
+	all := p.all()
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, c := range all {
+		wg.Go(func() { errs[i] = f(c) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (m *Manager) killContainers(ctx context.Context, p *pod) error {
+	return eachContainer(p, func(c *container) error { return m.stopContainer(ctx, c, 0) })
+}
+
+// releasePod gives back what a pod holds beside its containers. It works from the ID and the configuration alone.
+func (m *Manager) releasePod(ctx context.Context, p *pod) error {
+	cfg := p.snapshot().Config
+	if err := m.shim.Signal(ctx, p.id, syscall.SIGKILL, true); err != nil && !gone(err) {
+		return fmt.Errorf("end the init: %w", err)
+	}
+	if err := m.shim.Delete(ctx, p.id); err != nil {
+		return fmt.Errorf("remove the init: %w", err)
+	}
+	if !spec.HostNetwork(cfg) {
+		if err := m.o.Network.Teardown(ctx, m.attachment(p.id, cfg)); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+	}
+	if err := m.removeFiles(p.id); err != nil {
+		return fmt.Errorf("files: %w", err)
+	}
+	return nil
+}
+
+// RemovePod stops the pod if it must and removes it with its containers. It may be repeated.
+func (m *Manager) RemovePod(ctx context.Context, id string) error {
+	p, err := m.findPod(id)
+	if err != nil {
+		return err
+	}
+	return m.detached(ctx, stopLimit, "removal of pod "+p.id, func(ctx context.Context) error {
+		return m.removePod(ctx, p)
+	})
+}
+
+func (m *Manager) removePod(ctx context.Context, p *pod) error {
+	if err := p.op.lock(ctx, "remove pod "+p.id); err != nil {
+		return err
+	}
+	defer p.op.unlock()
+	if !m.known(p) {
+		return nil // somebody else removed it while we waited
+	}
+	if err := m.stopPodLocked(ctx, p); err != nil {
+		return err
+	}
+	if err := eachContainer(p, func(c *container) error { return m.removeContainer(ctx, c) }); err != nil {
+		return fmt.Errorf("remove pod %s: %w", p.id, err)
+	}
+	if err := m.setPodState(p, PodRemoving, nil); err != nil {
+		return err
+	}
+	if err := m.releasePod(ctx, p); err != nil { // again: a creation that failed was never stopped
+		return fmt.Errorf("remove pod %s: %w", p.id, err)
+	}
+	if err := m.store.Delete(store.Pods, p.id); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	delete(m.pods, p.id)
+	delete(m.podKeys, p.key)
+	m.mu.Unlock()
+	m.podEvent(runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT, p.id)
+	return nil
+}
+
+// known says whether the pod has not been removed.
+func (m *Manager) known(p *pod) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.pods[p.id] == p
+}
