@@ -1,0 +1,204 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const (
+	defaultRegistryDir    = "/etc/criserver/certs.d"
+	containerdRegistryDir = "/etc/containerd/certs.d"
+
+	maxParallel = 64
+	// maxSocketPath in bytes: sun_path of unix(7) with its final zero is 108.
+	maxSocketPath = 107
+	// maxStatePath in bytes leaves room for what is below the state directory.
+	maxStatePath = 80
+)
+
+// problem is a value that cannot be.
+type problem struct{ key, text string }
+
+func (p *problem) Error() string { return p.key + ": " + p.text }
+
+// Check says what is wrong with the values, the first one found.
+func (c *Config) Check() error {
+	for _, check := range []func() *problem{c.checkTop, c.checkImage, c.checkCNI, c.checkStreaming, c.checkDefaults, c.checkHandlers} {
+		if p := check(); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkTop() *problem {
+	if p := absolute("listen", c.Listen, maxSocketPath); p != nil {
+		return p
+	}
+	if p := absolute("root", c.Root, 0); p != nil {
+		return p
+	}
+	if p := absolute("state", c.State, maxStatePath); p != nil {
+		return p
+	}
+	if c.Root == c.State {
+		return &problem{"state", "must be another directory than root"}
+	}
+	if p := oneOf("log_level", c.LogLevel, "error", "warn", "info", "debug"); p != nil {
+		return p
+	}
+	return oneOf("log_format", c.LogFormat, "text", "json")
+}
+
+func (c *Config) checkImage() *problem {
+	if p := absolute("image.registry_dir", c.Image.RegistryDir, 0); p != nil {
+		return p
+	}
+	for _, pattern := range c.Image.Pinned {
+		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+			return &problem{"image.pinned", fmt.Sprintf("%q is not a pattern", pattern)}
+		}
+	}
+	if n := c.Image.Parallel; n < 1 || n > maxParallel {
+		return &problem{"image.parallel", fmt.Sprintf("must be 1 to %d, is %d", maxParallel, n)}
+	}
+	if c.Image.ProgressTimeout < 0 {
+		return &problem{"image.progress_timeout", "must not be negative"}
+	}
+	return nil
+}
+
+func (c *Config) checkCNI() *problem {
+	if p := absolute("cni.conf_dir", c.CNI.ConfDir, 0); p != nil {
+		return p
+	}
+	for _, d := range c.CNI.BinDirs {
+		if p := absolute("cni.bin_dirs", d, 0); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkStreaming() *problem {
+	host, port, err := net.SplitHostPort(c.Streaming.Address)
+	_, hostErr := netip.ParseAddr(host)
+	_, portErr := strconv.ParseUint(port, 10, 16)
+	if err != nil || hostErr != nil || portErr != nil {
+		return &problem{"streaming.address", fmt.Sprintf("%q is not an IP address and a port such as \"127.0.0.1:0\" or \"[::1]:10010\"", c.Streaming.Address)}
+	}
+	if c.Streaming.IdleTimeout <= 0 {
+		return &problem{"streaming.idle_timeout", "must be more than zero"}
+	}
+	return nil
+}
+
+func (c *Config) checkDefaults() *problem {
+	if p := oneOf("defaults.cgroup_manager", c.Defaults.CgroupManager, "auto", "cgroupfs", "systemd"); p != nil {
+		return p
+	}
+	if f := c.Defaults.SeccompProfile; f != "" {
+		if p := absolute("defaults.seccomp_profile", f, 0); p != nil {
+			return p
+		}
+	}
+	if c.Defaults.PidsLimit < 0 {
+		return &problem{"defaults.pids_limit", "must not be negative"}
+	}
+	if _, err := c.Defaults.Rlimits(); err != nil {
+		return &problem{"defaults.ulimits", err.Error()}
+	}
+	return nil
+}
+
+// handlerName is what a RuntimeClass may have as its handler: a DNS label (node.k8s.io/v1, RuntimeClass.handler).
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func (c *Config) checkHandlers() *problem {
+	for name := range c.Handler {
+		if !handlerName.MatchString(name) {
+			return &problem{"handler." + name, "the name must be of at most 63 small letters, digits and inner dashes"}
+		}
+	}
+	return nil
+}
+
+// absolute checks a path; limit is its greatest length in bytes, 0 none.
+func absolute(key, p string, limit int) *problem {
+	if !filepath.IsAbs(p) || filepath.Clean(p) != p {
+		return &problem{key, fmt.Sprintf("%q is not an absolute path in its shortest form", p)}
+	}
+	if limit > 0 && len(p) > limit {
+		return &problem{key, fmt.Sprintf("%q is longer than %d bytes", p, limit)}
+	}
+	return nil
+}
+
+func oneOf(key, value string, values ...string) *problem {
+	if !slices.Contains(values, value) {
+		return &problem{key, fmt.Sprintf("must be %s, is %q", strings.Join(values, " or "), value)}
+	}
+	return nil
+}
+
+// HostsDir is the directory of hosts.toml files to use: containerd's, where a node has that one and not ours.
+func (i Image) HostsDir() string {
+	if i.RegistryDir == defaultRegistryDir && !exists(defaultRegistryDir) && exists(containerdRegistryDir) {
+		return containerdRegistryDir
+	}
+	return i.RegistryDir
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// rlimits are the names of getrlimit(2), as ulimits has them.
+var rlimits = []string{
+	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+}
+
+// Rlimits are the Ulimits in OCI's form.
+func (d Defaults) Rlimits() ([]specs.POSIXRlimit, error) {
+	var list []specs.POSIXRlimit
+	for _, u := range d.Ulimits {
+		name, values, _ := strings.Cut(u, "=")
+		soft, hard, both := strings.Cut(values, ":")
+		if !both {
+			hard = soft
+		}
+		s, softErr := rlimit(soft)
+		h, hardErr := rlimit(hard)
+		if !slices.Contains(rlimits, name) || softErr != nil || hardErr != nil {
+			return nil, fmt.Errorf("%q is not NAME=SOFT:HARD, such as \"nofile=1024:4096\"; names are %s", u, strings.Join(rlimits, ", "))
+		}
+		if s > h {
+			return nil, fmt.Errorf("%q: the soft limit is above the hard one", u)
+		}
+		kind := "RLIMIT_" + strings.ToUpper(name)
+		if slices.ContainsFunc(list, func(l specs.POSIXRlimit) bool { return l.Type == kind }) {
+			return nil, fmt.Errorf("%q: there are two of %s", u, name)
+		}
+		list = append(list, specs.POSIXRlimit{Type: kind, Soft: s, Hard: h})
+	}
+	return list, nil
+}
+
+// rlimit reads one limit; -1 is RLIM_INFINITY.
+func rlimit(s string) (uint64, error) {
+	if s == "-1" {
+		return ^uint64(0), nil
+	}
+	return strconv.ParseUint(s, 10, 63)
+}

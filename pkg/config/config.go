@@ -1,0 +1,191 @@
+// Package config reads the daemon's one TOML file.
+//
+// The struct Config is the whole of it: its tags are the keys and, as comments,
+// their description, from which Document makes the commented file that
+// `criserver config` prints and deploy/config.toml is. Default has every value, so no
+// file is needed and each key may be left out.
+//
+// A file is taken whole or not at all. A key that is unknown, a value of the wrong
+// type or out of its range is an error that names file, line and key, so that
+// no setting is ever ignored silently. To add a key, add a field with its tags and
+// default, check it in check, and honour it.
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// DefaultPath is read when no file is named, if it exists.
+const DefaultPath = "/etc/criserver/config.toml"
+
+// maxSize in bytes is far more than any configuration needs.
+const maxSize = 1 << 20
+
+// Config is the configuration of the daemon.
+type Config struct {
+	Listen    string `toml:"listen" comment:"Unix socket on which CRI is served."`
+	Root      string `toml:"root" comment:"Directory for what outlives a boot: images, records, writable layers."`
+	State     string `toml:"state" comment:"Directory for what ends with a boot: sockets, namespaces, mounts. Its path must be short, for sockets are in it."`
+	LogLevel  string `toml:"log_level" comment:"error, warn, info or debug; debug adds a line for each RPC. [reload]"`
+	LogFormat string `toml:"log_format" comment:"text or json. [reload]"`
+
+	Image     Image              `toml:"image"`
+	CNI       CNI                `toml:"cni"`
+	Streaming Streaming          `toml:"streaming"`
+	Defaults  Defaults           `toml:"defaults" comment:"What containers get for which CRI has no field or whose field is not set."`
+	Handler   map[string]Handler `toml:"handler" comment:"Runtime handlers, the \"handler\" of a RuntimeClass, beside the default one: a table [handler.NAME] each."`
+}
+
+// Image is about pulling and keeping images.
+type Image struct {
+	RegistryDir     string   `toml:"registry_dir" comment:"Directory of HOST/hosts.toml files, in containerd's format. While the default does not exist, /etc/containerd/certs.d is used. [reload]"`
+	Pinned          []string `toml:"pinned" comment:"Images that the kubelet must not remove: names with * and ?, such as \"registry.example/base/*\". [reload]"`
+	Parallel        int      `toml:"parallel" comment:"Layers of an image that are fetched at the same time. [reload]"`
+	ProgressTimeout Duration `toml:"progress_timeout" comment:"A pull that brings nothing for this long fails; \"0s\": never. [reload]"`
+}
+
+// CNI is about pod networks.
+type CNI struct {
+	ConfDir string   `toml:"conf_dir" comment:"Directory of CNI configurations; the first file by name is used. Changes take effect at once."`
+	BinDirs []string `toml:"bin_dirs" comment:"Directories of CNI plugins."`
+	Builtin bool     `toml:"builtin" comment:"Run loopback, bridge, host-local and portmap in process, and serve a bridge network of our own while conf_dir has no configuration."`
+}
+
+// Streaming is about the server for exec, attach and port-forward.
+type Streaming struct {
+	Address     string   `toml:"address" comment:"IP address and port; port 0 is any free one. The kubelet connects to it."`
+	IdleTimeout Duration `toml:"idle_timeout" comment:"A session without traffic for this long is closed."`
+}
+
+// Defaults are settings of containers for which CRI has no field, or whose field is not set.
+type Defaults struct {
+	CgroupManager     string   `toml:"cgroup_manager" comment:"cgroupfs, systemd, or auto: systemd where that is pid 1. The kubelet asks for it and uses the same."`
+	SeccompProfile    string   `toml:"seccomp_profile" comment:"JSON file, in the form of OCI's linux.seccomp, to be used as RuntimeDefault; empty: the built-in profile."`
+	PidsLimit         int64    `toml:"pids_limit" comment:"Most processes and threads of a container; 0: no limit but the pod's."`
+	Ulimits           []string `toml:"ulimits" comment:"Resource limits, such as \"nofile=1024:4096\" (soft:hard; -1 is unlimited)."`
+	UnprivilegedPorts bool     `toml:"unprivileged_ports" comment:"Pods with a network of their own may use ports below 1024, and ping, without capabilities."`
+}
+
+// Handler is a runtime handler. There is nothing yet in which one could differ from another.
+type Handler struct{}
+
+// Default returns the configuration of a node without a file.
+func Default() *Config {
+	return &Config{
+		Listen:    "/run/criserver/criserver.sock",
+		Root:      "/var/lib/criserver",
+		State:     "/run/criserver",
+		LogLevel:  "info",
+		LogFormat: "text",
+		Image: Image{
+			RegistryDir:     defaultRegistryDir,
+			Pinned:          []string{},
+			Parallel:        3,
+			ProgressTimeout: Duration(5 * time.Minute),
+		},
+		CNI: CNI{
+			ConfDir: "/etc/cni/net.d",
+			BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
+			Builtin: true,
+		},
+		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
+		Defaults:  Defaults{CgroupManager: "auto", Ulimits: []string{}, UnprivilegedPorts: true},
+		Handler:   map[string]Handler{},
+	}
+}
+
+// Load reads the file at path. With an empty path it reads DefaultPath or, if there is no such file, returns Default.
+func Load(path string) (*Config, error) {
+	optional := path == ""
+	if optional {
+		path = DefaultPath
+	}
+	f, err := os.Open(path)
+	if optional && errors.Is(err, os.ErrNotExist) {
+		return Default(), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if len(text) > maxSize {
+		return nil, fmt.Errorf("configuration %s: larger than %d bytes", path, maxSize)
+	}
+	return parse(path, text)
+}
+
+// parse reads a document; path is for its errors.
+func parse(path string, text []byte) (*Config, error) {
+	c := Default()
+	d := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, describe(path, err)
+	}
+	if err := c.Check(); err != nil {
+		var p *problem
+		if errors.As(err, &p) {
+			if line := lineOf(text, p.key); line > 0 {
+				return nil, fmt.Errorf("%s:%d: %w", path, line, err)
+			}
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Document is the configuration as a file that has every key with its description, and which Load reads back.
+func (c *Config) Document() string {
+	var b strings.Builder
+	b.WriteString("# Configuration of criserver: every key with its value. What is left out has its default.\n" +
+		"# Keys marked [reload] take effect at SIGHUP, others at a restart.\n\n")
+	if err := toml.NewEncoder(&b).Encode(c); err != nil {
+		panic(err) // the types of Config are such that it cannot happen
+	}
+	return b.String()
+}
+
+// MarshalJSON writes the configuration, for tools, with the keys that the file has.
+func (c *Config) MarshalJSON() ([]byte, error) {
+	var keys map[string]any
+	if err := toml.Unmarshal([]byte(c.Document()), &keys); err != nil {
+		return nil, err
+	}
+	return json.Marshal(keys)
+}
+
+// Duration is a time.Duration that a file has as a string such as "5m" or "1h30m".
+type Duration time.Duration
+
+// MarshalText writes the duration without the parts that are zero.
+func (d Duration) MarshalText() ([]byte, error) {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return []byte(s), nil
+}
+
+// UnmarshalText takes what time.ParseDuration takes.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"5m\" or \"1h30m\"", text)
+	}
+	*d = Duration(v)
+	return nil
+}
