@@ -118,6 +118,7 @@ func TestErrors(t *testing.T) {
 		{"parallel = 3", `:1: unknown key parallel; do you mean image.parallel?`},
 		{"[images]\nparallel = 3", `unknown key images; do you mean image?`},
 		{"[cni]\nregistry_dir = '/x'", `:2: unknown key cni.registry_dir; do you mean image.registry_dir?`},
+		{"[defaults]\nlisten = '/x'", `:2: unknown key defaults.listen; do you mean listen?`},
 		{"[metrics]\naddress = ''", `unknown key metrics`},
 		{"zzzzzz = 1", "; `criserver config` prints all keys"},
 		{"[handler.a]\nx = 1", `:2: unknown key handler.a.x`},

@@ -38,11 +38,8 @@ func suggestion(unknown string) string {
 	nearest, least := "", len(unknown)/2+1
 	for _, k := range keys() {
 		d := distance(unknown, k)
-		// Right name, wrong table: that is how a key gets lost most easily.
-		if last := strings.LastIndexByte(k, '.'); last >= 0 && strings.HasSuffix(unknown, k[last:]) {
-			d = min(d, 1)
-		} else if unknown == k[last+1:] {
-			d = 1
+		if name(unknown) == name(k) {
+			d = min(d, 1) // in the wrong table: the easiest mistake
 		}
 		if d < least {
 			nearest, least = k, d
@@ -53,6 +50,9 @@ func suggestion(unknown string) string {
 	}
 	return fmt.Sprintf("; do you mean %s?", nearest)
 }
+
+// name is a key without its tables.
+func name(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 
 // keys are all keys and tables that there are, with the names of their tables.
 func keys() []string {

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/criserver/criserver/pkg/config"
+	"github.com/criserver/criserver/pkg/cri/spec"
+)
+
+// maxProfile is the largest seccomp profile that is read, in bytes.
+const maxProfile = 1 << 20
+
+// containerDefaults are what the configuration says about all containers.
+func containerDefaults(c *config.Config) (spec.Defaults, error) {
+	limits, err := c.Defaults.Rlimits()
+	if err != nil {
+		return spec.Defaults{}, fmt.Errorf("defaults.ulimits: %w", err)
+	}
+	d := spec.Defaults{
+		SystemdCgroup:     c.Defaults.CgroupManager == "systemd" || c.Defaults.CgroupManager == "auto" && systemdIsInit(),
+		PidsLimit:         c.Defaults.PidsLimit,
+		Ulimits:           limits,
+		UnprivilegedPorts: c.Defaults.UnprivilegedPorts,
+		StorageRoots:      []string{c.Root, c.State},
+	}
+	if path := c.Defaults.SeccompProfile; path != "" {
+		if d.SeccompProfile, err = readSeccomp(path); err != nil {
+			return spec.Defaults{}, fmt.Errorf("defaults.seccomp_profile: %w", err)
+		}
+	}
+	return d, nil
+}
+
+// systemdIsInit is sd_booted(3).
+func systemdIsInit() bool {
+	info, err := os.Lstat("/run/systemd/system")
+	return err == nil && info.IsDir()
+}
+
+// readSeccomp reads a profile in OCI's form. Docker's has further fields, which decide by a container's capabilities
+// and would be lost here: an unknown field is an error.
+func readSeccomp(path string) (*specs.LinuxSeccomp, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxProfile {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxProfile)
+	}
+	var profile specs.LinuxSeccomp
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&profile); err != nil {
+		return nil, fmt.Errorf("%s is not a profile in OCI's form (linux.seccomp of the runtime spec): %w", path, err)
+	}
+	if profile.DefaultAction == "" {
+		return nil, fmt.Errorf("%s: defaultAction is missing", path)
+	}
+	return &profile, nil
+}
