@@ -77,7 +77,7 @@ func (f *ScmpFilter) build() ([]byte, error) {
 // also have one without. It is an error to have two without and not to mean
 // the same: so it is in libseccomp.
 func (f *ScmpFilter) effective() ([]rule, error) {
-	always := map[int]uint32{}
+	always := make(map[int]uint32, len(f.rules))
 	for _, r := range f.rules {
 		if len(r.conditions) > 0 {
 			continue
@@ -214,7 +214,9 @@ func (b *builder) resolve(a *abi) []numbered {
 			resolved = append(resolved, numbered{nr, i, m.call})
 		}
 	}
-	slices.SortStableFunc(resolved, func(x, y numbered) int { return cmp.Compare(x.number, y.number) })
+	slices.SortFunc(resolved, func(x, y numbered) int {
+		return cmp.Or(cmp.Compare(x.number, y.number), cmp.Compare(x.rule, y.rule))
+	})
 	return resolved
 }
 

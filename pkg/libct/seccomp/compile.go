@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -49,11 +50,12 @@ var actionsOCI = map[specs.LinuxSeccompAction]ScmpAction{
 // As with runc and libseccomp, unknown syscalls are skipped, and the native
 // architecture need not be listed. Everything else that is not known is an
 // error that names it: a profile must not protect less than it says.
-// SCMP_ACT_NOTIFY and listeners are not supported.
+// SCMP_ACT_NOTIFY and listeners are not supported. All errors are
+// ErrInvalidArgument. Compile may be called concurrently.
 func Compile(profile *specs.LinuxSeccomp) ([]byte, error) {
 	program, err := compile(profile)
 	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w", err)
+		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return program, nil
 }

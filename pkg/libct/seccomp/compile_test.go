@@ -2,11 +2,14 @@ package seccomp
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -49,7 +52,7 @@ func TestCompileRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			program, err := Compile(test.profile)
-			if err == nil || !strings.Contains(err.Error(), test.says) || program != nil {
+			if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), test.says) || program != nil {
 				t.Errorf("got %d bytes, %v, want an error with %q", len(program), err, test.says)
 			}
 		})
@@ -237,6 +240,57 @@ func TestLongJumps(t *testing.T) {
 	for nr, want := range map[uint32]uint32{7: 1, 8: 2} {
 		if got := run(t, program, call{nr: nr}); got != want {
 			t.Errorf("%d: %d, want %d", nr, got, want)
+		}
+	}
+}
+
+// FuzzCompile gives it what a user may have in a profile file.
+func FuzzCompile(f *testing.F) {
+	for _, profile := range []*specs.LinuxSeccomp{mobyDefault(f), denyList, {}} {
+		seed, err := json.Marshal(profile)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		var profile specs.LinuxSeccomp
+		if json.Unmarshal(file, &profile) != nil {
+			return
+		}
+		if program, err := Compile(&profile); err == nil {
+			checkProgram(t, program)
+		}
+	})
+}
+
+// checkProgram checks what the kernel does before it takes a program: that
+// jumps stay inside, that loads are aligned and inside struct seccomp_data,
+// and that the end is a return.
+func checkProgram(t *testing.T, program []byte) {
+	t.Helper()
+	n := len(program) / instructionSize
+	if n == 0 || n > maxInstructions || len(program)%instructionSize != 0 {
+		t.Fatalf("%d bytes", len(program))
+	}
+	for at := range n {
+		i := program[at*instructionSize:]
+		op, k := binary.NativeEndian.Uint16(i), binary.NativeEndian.Uint32(i[4:])
+		next := 1
+		switch op {
+		case opLoad:
+			if k%4 != 0 || k > 60 {
+				t.Errorf("instruction %d loads from %d", at, k)
+			}
+		case opGoto:
+			next = 1 + int(k)
+		case opEqual, opGreater, opGreaterEqual:
+			next = 1 + int(max(i[2], i[3]))
+		case opReturn:
+			next = 0
+		}
+		if at+next >= n {
+			t.Errorf("instruction %d (%#x) leads to %d of %d", at, op, at+next, n)
 		}
 	}
 }

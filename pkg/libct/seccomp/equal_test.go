@@ -25,7 +25,7 @@ func TestEqualsLibseccomp(t *testing.T) {
 		"sysadmin":  mobyDefault(t, "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"),
 		"deny list": denyList,
 	} {
-		if wrong := compare(t, lib, random, profile, 50_000); wrong > 0 {
+		if wrong := compare(t, lib, random, profile, 20_000); wrong > 0 {
 			t.Errorf("%s: %d calls differ", name, wrong)
 		}
 	}
