@@ -18,14 +18,34 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 )
 
-// open returns a handle (O_PATH) of what path means inside the root. The last component is followed too.
+// open returns a handle (O_PATH) of what path means inside the root. The last component is followed too. A kernel
+// before 5.6, or a sandbox around us, may not have openat2(2); the library then walks the path step by step.
 func open(root *os.File, path string) (*os.File, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for range 32 { // EAGAIN: something was renamed while a ".." was resolved
+		fd, err := unix.Openat2(int(root.Fd()), path, &how)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), path), nil
+		case err == unix.EAGAIN || err == unix.EINTR:
+			continue
+		case err == unix.ENOSYS || err == unix.EPERM:
+			return walk(root, path)
+		}
+		return nil, blame(path, err)
+	}
+	return nil, blame(path, unix.EAGAIN)
+}
+
+// walk is open without openat2(2).
+func walk(root *os.File, path string) (*os.File, error) {
 	f, err := pathrs.OpenatInRoot(root, path)
 	if err != nil {
 		return nil, blame(path, err)
@@ -62,21 +82,22 @@ func readFile(root *os.File, path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer h.Close()
-	info, err := h.Stat()
-	if err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(h.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s in the image is no regular file (%s): %w", path, info.Mode().Type(), errdefs.ErrInvalidArgument)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("%s in the image is no regular file: %w", path, errdefs.ErrInvalidArgument)
 	}
-	if info.Size() > limit {
+	if st.Size > limit {
 		return nil, tooLong(path, limit)
 	}
 	// The handle is reopened, not the path: it is the file that was looked at.
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", h.Fd()))
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(h.Fd())), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
+	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {

@@ -174,6 +174,16 @@ func TestLookupUser(t *testing.T) {
 	}
 }
 
+// A line whose ID cannot be read is not the one of ID 0.
+func TestMalformedLineIsNotRoot(t *testing.T) {
+	root := image(t, map[string]string{"etc/passwd": "bad:x:x:5::/bad:\nroot:x:0:0::/root:\n", "etc/group": "bad:x:x:\nroot:x:0:\n"})
+	for _, user := range []string{"", "0", "root", "0:0"} {
+		if u, err := ResolveUser(root, user, nil); err != nil || u.Name != "root" || u.Home != "/root" || u.GID != 0 {
+			t.Errorf("USER %q: got %+v, %v", user, u, err)
+		}
+	}
+}
+
 func TestImageWithoutUserFiles(t *testing.T) {
 	root := image(t, nil)
 	if u, err := ResolveUser(root, "5:6", nil); err != nil || u.UID != 5 || u.GID != 6 {
