@@ -19,10 +19,10 @@ const maxSmall = 32 << 10
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, maxSmall); return &b }}
 
-// readSmall reads a file of at most maxSmall bytes, with one open and as many
-// reads as there are pieces, usually one and the end. The contents are valid
-// until done, which must be called in any case. A file that is not there is
-// ErrNotFound, and so is one of a cgroup that was removed meanwhile.
+// readSmall reads a file of at most maxSmall bytes with one open and one read:
+// the kernel makes the files of cgroups and of /proc/PID in one piece. The
+// contents are valid until done, which must be called in any case. A file that
+// is not there is ErrNotFound, and so is one of a cgroup that was removed meanwhile.
 func readSmall(name string) (contents []byte, done func(), err error) {
 	b := buffers.Get().(*[]byte)
 	done = func() { buffers.Put(b) }
@@ -31,18 +31,14 @@ func readSmall(name string) (contents []byte, done func(), err error) {
 		return nil, done, err
 	}
 	defer unix.Close(fd)
-	n := 0
-	for n < maxSmall {
-		m, err := read(fd, (*b)[n:])
-		if err != nil {
-			return nil, done, fileError(name, err)
-		}
-		if m == 0 {
-			return (*b)[:n], done, nil
-		}
-		n += m
+	n, err := read(fd, *b)
+	if err != nil {
+		return nil, done, fileError(name, err)
 	}
-	return nil, done, fmt.Errorf("%s: larger than %d bytes: %w", name, maxSmall, errdefs.ErrOutOfRange)
+	if n == maxSmall {
+		return nil, done, fmt.Errorf("%s: %d bytes or more: %w", name, maxSmall, errdefs.ErrOutOfRange)
+	}
+	return (*b)[:n], done, nil
 }
 
 // open and read are without os.File, which would ask for the poller in vain.

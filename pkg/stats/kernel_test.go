@@ -119,7 +119,7 @@ func (c Cgroup) directories() []string {
 }
 
 // makeCgroup makes a cgroup in all hierarchies until the test ends.
-func makeCgroup(t *testing.T, name string) Cgroup {
+func makeCgroup(t testing.TB, name string) Cgroup {
 	t.Helper()
 	c := OfPath(name, false)
 	for _, dir := range c.directories() {
@@ -242,6 +242,25 @@ func BenchmarkRead(b *testing.B) {
 	for b.Loop() {
 		if _, err := s.Read(c); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkReadHundred is what a list of the stats of 100 containers costs.
+func BenchmarkReadHundred(b *testing.B) {
+	name := "criserver-stats-hundred-" + strconv.Itoa(os.Getpid())
+	makeCgroup(b, name)
+	var all []Cgroup
+	for i := range 100 {
+		all = append(all, makeCgroup(b, fmt.Sprintf("%s/c%d", name, i)))
+	}
+	s := NewSampler()
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, c := range all {
+			if _, err := s.Read(c); err != nil {
+				b.Fatal(err)
+			}
 		}
 	}
 }
