@@ -1,0 +1,236 @@
+package shim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/pkg/libct/pidfd"
+	"github.com/criserver/criserver/pkg/libct/wire"
+)
+
+// signal sends a signal to the first process or to all of the cgroup. It does not
+// wait for other operations on the container.
+func (s *Shim) signal(id string, sig unix.Signal, all bool) error {
+	c, err := s.get(id)
+	if err != nil {
+		return err
+	}
+	h, err := c.alive()
+	if err != nil {
+		return err
+	}
+	m, err := c.manager()
+	if err != nil {
+		return fmt.Errorf("container %s: open cgroup: %w", id, err)
+	}
+	if all && m != nil {
+		if err := killAll(m, sig); err != nil {
+			return fmt.Errorf("container %s: %w", id, err)
+		}
+		return nil
+	}
+	switch err := pidfd.Signal(h.pidfd, sig); {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, os.ErrClosed):
+		return failf(wire.CodeState, "container %s: has ended", id)
+	case err != nil:
+		return fmt.Errorf("container %s: signal %d: %w", id, sig, err)
+	}
+	if sig == unix.SIGKILL && c.isPaused() && m != nil {
+		return thaw(m) // on cgroup v1 a frozen process does not die
+	}
+	return nil
+}
+
+// pause freezes or thaws the container.
+func (s *Shim) pause(id string, freeze bool) error {
+	c, err := s.lock(id)
+	if err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	if _, err := c.alive(); err != nil {
+		return err
+	}
+	lc, err := s.load(c)
+	if err != nil {
+		return err
+	}
+	if freeze {
+		err = lc.Pause()
+	} else {
+		err = lc.Resume()
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	c.setPaused(freeze)
+	return nil
+}
+
+// update changes the resources that r names, all or none. The container's
+// config.json has the new ones after, so that the next update starts from them.
+func (s *Shim) update(id string, r *specs.LinuxResources) error {
+	c, err := s.lock(id)
+	if err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	if _, err := c.alive(); err != nil {
+		return err
+	}
+	lc, err := s.load(c)
+	if err != nil {
+		return err
+	}
+	var spec specs.Spec
+	path := filepath.Join(s.dir(id), configFile)
+	if err := readJSON(path, &spec); err != nil {
+		return err
+	}
+	if err := merge(&spec, r); err != nil {
+		return err
+	}
+	changed, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
+		CgroupName: id, UseSystemdCgroup: c.Args.SystemdCgroup, Spec: &spec,
+	}, nil)
+	if err != nil {
+		return failf(wire.CodeInvalid, "resources: %w", err)
+	}
+	config := lc.Config()
+	cgroup := *config.Cgroups
+	changed.Resources.Devices = cgroup.Resources.Devices // not the update's business,
+	changed.Resources.SkipDevices = true                 // nor touched, so that no device blinks
+	cgroup.Resources = changed.Resources
+	config.Cgroups = &cgroup
+	if err := lc.Set(config); err != nil {
+		return fmt.Errorf("container %s: update resources: %w", id, err)
+	}
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return writeFile(path, b)
+}
+
+// merge overwrites the resources of spec with those that r sets. As JSON, what r
+// does not set is not there, which does for each field alike.
+func merge(spec *specs.Spec, r *specs.LinuxResources) error {
+	if r == nil {
+		return failf(wire.CodeInvalid, "resources: none given")
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if spec.Linux == nil {
+		spec.Linux = &specs.Linux{}
+	}
+	if spec.Linux.Resources == nil {
+		spec.Linux.Resources = &specs.LinuxResources{}
+	}
+	// Without a limit there can be none with swap (runc's update does the same).
+	if m := r.Memory; m != nil && m.Limit != nil && *m.Limit == -1 && m.Swap == nil && spec.Linux.Resources.Memory != nil {
+		spec.Linux.Resources.Memory.Swap = nil
+	}
+	return json.Unmarshal(b, spec.Linux.Resources)
+}
+
+// closeStdin lets the container read the end of its stdin, once the daemon has
+// closed its writers too. Nobody can open another one.
+func (s *Shim) closeStdin(id string) error {
+	c, err := s.get(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stdin != nil {
+		_ = c.stdin.Close()
+		c.stdin = nil
+	}
+	if err := os.Remove(filepath.Join(s.dir(id), stdinFIFO)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("container %s: close stdin: %w", id, err)
+	}
+	return nil
+}
+
+// reopenLog starts a new log file after the old one was renamed.
+func (s *Shim) reopenLog(id string) error {
+	c, err := s.get(id)
+	if err != nil {
+		return err
+	}
+	h, err := c.alive()
+	if err != nil {
+		return err
+	}
+	if h.out == nil {
+		return failf(wire.CodeState, "%s: has no output", id)
+	}
+	return h.out.Reopen()
+}
+
+// attach serves Attach: it hands the write ends over and tells the end of the output.
+func (s *Shim) attach(id string, args *wire.AttachArgs, files []*os.File, conn *wire.Conn) error {
+	var ends [2]*os.File
+	for i, due := range []bool{args != nil && args.Stdout, args != nil && args.Stderr} {
+		if due && len(files) > 0 {
+			ends[i], files = files[0], files[1:]
+		}
+	}
+	h, err := s.attachable(id)
+	if err == nil && (len(files) > 0 || ends == [2]*os.File{}) {
+		err = failf(wire.CodeInvalid, "attach: the files are not those that are named")
+	}
+	if err != nil {
+		wire.CloseFiles(append(files, ends[:]...))
+		return err
+	}
+	done, detach := h.out.Attach(ends[0], ends[1])
+	defer detach()
+	if err := conn.Send(wire.Reply{}); err != nil {
+		return nil // nobody is there to be told
+	}
+	gone := make(chan struct{})
+	go func() { defer close(gone); conn.WaitHangup() }()
+	select {
+	case <-done:
+		s.gate.RLock() // if the upgrade ended it, this never returns, and nobody is told
+		defer s.gate.RUnlock()
+		_ = conn.Send(wire.Reply{})
+	case <-gone:
+	}
+	return nil
+}
+
+func (s *Shim) attachable(id string) (handles, error) {
+	c, err := s.get(id)
+	if err != nil {
+		return handles{}, err
+	}
+	h, err := c.alive()
+	if err == nil && h.out == nil {
+		err = failf(wire.CodeState, "%s: has no output", id)
+	}
+	return h, err
+}
+
+// list returns the state of all.
+func (s *Shim) list() []wire.ContainerState {
+	var list []wire.ContainerState
+	for _, c := range s.all() {
+		list = append(list, wire.ContainerState{
+			ID: c.id, Pid: c.Pid, Init: c.Init,
+			Started: s.started(c), Paused: c.isPaused(), Exit: c.ended(),
+		})
+	}
+	return list
+}

@@ -1,0 +1,225 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/pkg/libct/hold"
+	"github.com/criserver/criserver/pkg/libct/wire"
+)
+
+// rootfs is where the root filesystem of a container is mounted. <state>/rootfs
+// is a private mount, so what is mounted below it in the shim's mount namespace
+// is not seen in the host's.
+func (s *Shim) rootfs(id string) string { return filepath.Join(s.state, rootfsDir, id) }
+
+// mountRootfs mounts a root filesystem, unless it is mounted, and opens its root.
+func (s *Shim) mountRootfs(id string, r *wire.Rootfs) (*os.File, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	if err := checkRootfs(r); err != nil {
+		return nil, fmt.Errorf("root filesystem of %s: %w", id, err)
+	}
+	target := s.rootfs(id)
+	if err := os.Mkdir(target, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("root filesystem: %w", err)
+	}
+	mounted, err := mountPoint(target)
+	if err != nil {
+		return nil, err
+	}
+	if !mounted {
+		if err := mountLayers(target, r); err != nil {
+			_ = os.Remove(target)
+			return nil, fmt.Errorf("root filesystem of %s: %w", id, err)
+		}
+	}
+	root, err := openFile(target, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return root, nil
+}
+
+func checkRootfs(r *wire.Rootfs) error {
+	if r == nil || len(r.Lower) == 0 {
+		return failf(wire.CodeInvalid, "lower: must name at least one directory")
+	}
+	if (r.Upper == "") != (r.Work == "") {
+		return failf(wire.CodeInvalid, "upper and work: one without the other")
+	}
+	if (len(r.UIDMap) == 0) != (len(r.GIDMap) == 0) {
+		return failf(wire.CodeInvalid, "uid_map and gid_map: one without the other")
+	}
+	for _, dir := range append([]string{r.Upper, r.Work}, r.Lower...) {
+		if dir != "" && (!filepath.IsAbs(dir) || filepath.Clean(dir) != dir) {
+			return failf(wire.CodeInvalid, "directory %q: must be a clean absolute path", dir)
+		}
+		if strings.ContainsAny(dir, `,:\`) {
+			return failf(wire.CodeInvalid, `directory %q: overlay's options cannot carry ',', ':' or '\'`, dir)
+		}
+	}
+	return nil
+}
+
+// mountLayers mounts layers at target.
+func mountLayers(target string, r *wire.Rootfs) error {
+	if len(r.UIDMap) == 0 {
+		if len(r.Lower) == 1 && r.Upper == "" {
+			return bind(r.Lower[0], target, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, false)
+		}
+		parent, lower := relative(r.Lower)
+		return mountOverlay(target, parent, lower, r)
+	}
+	return mountIdmapped(target, r)
+}
+
+// mountIdmapped mounts layers whose owners are shifted into a user namespace: the
+// directory that holds all lower ones is mounted idmapped, for a moment, and the
+// overlay is made of what is seen there.
+func mountIdmapped(target string, r *wire.Rootfs) error {
+	userns, err := hold.UserNamespace(r.UIDMap, r.GIDMap)
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
+	if len(r.Lower) == 1 && r.Upper == "" {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+		return bind(r.Lower[0], target, attr, false)
+	}
+	parent, lower := relative(r.Lower)
+	shifted := filepath.Join(filepath.Dir(target), "."+filepath.Base(target)+".lower")
+	if err := os.Mkdir(shifted, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	defer os.Remove(shifted)
+	if err := bind(parent, shifted, attr, true); err != nil {
+		return fmt.Errorf("shift owners of %s: %w", parent, err)
+	}
+	defer unix.Unmount(shifted, unix.MNT_DETACH) // the overlay keeps what it needs
+	if r.Upper != "" {
+		uid, gid := r.UIDMap[0].HostID, r.GIDMap[0].HostID
+		if err := os.Chown(r.Upper, int(uid), int(gid)); err != nil {
+			return fmt.Errorf("give upper directory to the container's root: %w", err)
+		}
+	}
+	return mountOverlay(target, shifted, lower, r)
+}
+
+// bind mounts source at target with attributes set, at once.
+func bind(source, target string, attr *unix.MountAttr, recursive bool) error {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	at := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+		at |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, flags)
+	if err != nil {
+		return fmt.Errorf("open_tree %s: %w", source, err)
+	}
+	defer unix.Close(fd)
+	attr.Propagation = unix.MS_PRIVATE
+	if err := unix.MountSetattr(fd, "", at, attr); err != nil {
+		return fmt.Errorf("mount_setattr %s: %w", source, err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount %s: %w", target, err)
+	}
+	return nil
+}
+
+// relative returns the deepest directory that holds all, and the directories
+// relative to it: hundreds of layers must fit into the page that mount(2) takes.
+func relative(dirs []string) (parent string, rel []string) {
+	parent = filepath.Dir(dirs[0])
+	for _, dir := range dirs[1:] {
+		for parent != "/" && !strings.HasPrefix(dir, parent+"/") {
+			parent = filepath.Dir(parent)
+		}
+	}
+	for _, dir := range dirs {
+		rel = append(rel, strings.TrimPrefix(strings.TrimPrefix(dir, parent), "/"))
+	}
+	return parent, rel
+}
+
+// mountOverlay mounts an overlay of lower directories relative to dir. A single
+// one without an upper directory is none: overlay wants two.
+func mountOverlay(target, dir string, lower []string, r *wire.Rootfs) error {
+	// index=off: a root filesystem may be mounted again while a container that
+	// lives still has it, after a crash of the shim.
+	options := "index=off,lowerdir=" + strings.Join(lower, ":")
+	flags := uintptr(0)
+	if r.Upper == "" {
+		flags = unix.MS_RDONLY
+	} else {
+		options += ",upperdir=" + r.Upper + ",workdir=" + r.Work
+		if r.Volatile {
+			options += ",volatile"
+		}
+	}
+	if len(options) >= os.Getpagesize() {
+		return failf(wire.CodeInvalid, "%d lower directories: their names are too long for mount(2)", len(lower))
+	}
+	return inDir(dir, func() error {
+		if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
+			return fmt.Errorf("mount overlay %s (%.200s): %w", target, options, err)
+		}
+		return nil
+	})
+}
+
+// inDir calls f with dir as the working directory, on a thread that has one of
+// its own and ends with it.
+func inDir(dir string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			done <- fmt.Errorf("unshare working directory: %w", err)
+			return
+		}
+		if err := unix.Chdir(dir); err != nil {
+			done <- &os.PathError{Op: "chdir", Path: dir, Err: err}
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// mountPoint tells whether something is mounted at a directory.
+func mountPoint(dir string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+		return false, &os.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// unmountRootfs removes a mount and its directory, if they are there.
+func unmountRootfs(target string) error {
+	for {
+		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == unix.EINVAL || err == unix.ENOENT { // not mounted (any more)
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount %s: %w", target, err)
+		}
+	}
+	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
