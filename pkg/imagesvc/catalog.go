@@ -209,35 +209,45 @@ func (s *Service) removeNames(ctx context.Context, id digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	for _, ref := range slices.Concat(img.Tags, img.Digests) {
-		if err := s.store.images.Delete(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
-			return err
+	err = s.store.atomically(ctx, func(ctx context.Context) error {
+		for _, ref := range slices.Concat(img.Tags, img.Digests) {
+			if err := s.store.images.Delete(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	s.catalog.drop(id)
 	return nil
 }
 
-// record writes an image down and makes it visible: layers, documents, names, memory. Each is on disk before the next refers to it.
+// record writes an image down, whose layers are on disk, and makes it visible. Each document is on disk before
+// the database refers to it; the names come with them in one transaction.
 func (s *Service) record(ctx context.Context, f *found, target ocispec.Descriptor, refs []string) (Image, error) {
-	if err := syncFilesystem(s.root); err != nil {
-		return Image{}, err
-	}
 	s.recordMu.Lock()
 	defer s.recordMu.Unlock()
-	for _, d := range f.documents {
-		if err := s.store.put(ctx, d); err != nil {
-			return Image{}, err
-		}
-	}
 	img, err := s.describe(ctx, f)
 	if err != nil {
 		return Image{}, err
 	}
-	for _, ref := range refs {
-		if err := s.store.setName(ctx, ref, target); err != nil {
-			return Image{}, err
+	err = s.store.atomically(ctx, func(ctx context.Context) error {
+		for _, d := range f.documents {
+			if err := s.store.put(ctx, d); err != nil {
+				return err
+			}
 		}
+		for _, ref := range refs {
+			if err := s.store.setName(ctx, ref, target); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Image{}, err
 	}
 	s.catalog.add(img, target.Digest, refs...)
 	s.usage.forget()
@@ -251,11 +261,11 @@ func (s *Service) describe(ctx context.Context, f *found) (Image, error) {
 		img.Size += int64(len(d.data))
 	}
 	for _, id := range f.chain {
-		u, err := s.store.snaps.Usage(ctx, id.String())
+		size, err := s.store.layerSize(ctx, id)
 		if err != nil {
-			return Image{}, fmt.Errorf("layer %s: %w", id, err)
+			return Image{}, err
 		}
-		img.Size += u.Size
+		img.Size += size
 	}
 	return img, nil
 }

@@ -165,8 +165,10 @@ func (s *Service) prepareRoot() error {
 	if err := mount.UnmountRecursive(s.tmp(), unix.MNT_DETACH); err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("unmounting what an unpack left in %s: %w", s.tmp(), err)
 	}
-	if err := os.RemoveAll(s.tmp()); err != nil {
-		return fmt.Errorf("emptying %s: %w", s.tmp(), err)
+	for _, dir := range []string{s.tmp(), filepath.Join(s.root, "content", "ingest")} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("emptying %s: %w", dir, err)
+		}
 	}
 	if err := os.Mkdir(s.tmp(), 0o700); err != nil {
 		return fmt.Errorf("image root: %w", err)

@@ -376,6 +376,61 @@ func TestDamagedDocument(t *testing.T) {
 	}
 }
 
+// TestDamagedWhileRunning: a document that turns out damaged when another name leads to it is fetched and replaced.
+func TestDamagedWhileRunning(t *testing.T) {
+	r, root := newRegistry(t), t.TempDir()
+	s := openAt(t, root)
+	desc := r.push(r.image(gzipLayer(file("a", "1"))))
+	img := pull(t, s, r.tag("app:1", desc))
+	for _, d := range []digest.Digest{desc.Digest, img.ID} {
+		blob := filepath.Join(root, "content/blobs/sha256", d.Encoded())
+		if err := os.Remove(blob); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(blob, []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pull(t, s, r.tag("app:2", desc))
+	s.Close()
+	if got := openAt(t, root).Images(); len(got) != 1 || len(got[0].Tags) != 2 {
+		t.Error(got)
+	}
+}
+
+// TestDamagedLayer: of two images, the one that lost a layer is forgotten at Open and only that layer is fetched again.
+func TestDamagedLayer(t *testing.T) {
+	r, root := newRegistry(t), t.TempDir()
+	s := openAt(t, root)
+	base, top := gzipLayer(file("a", "1")), gzipLayer(file("b", "2"))
+	whole := pull(t, s, r.simple("whole:1", base))
+	ref := r.simple("app:1", base, top)
+	img := pull(t, s, ref)
+	dirs, err := s.Use(t.Context(), img.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Release(img.ID)
+	if err := s.Retain(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := os.RemoveAll(dirs[0]); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, root)
+	if got := s.Images(); len(got) != 1 || got[0].ID != whole.ID {
+		t.Error("listed:", got)
+	}
+	pull(t, s, ref)
+	if got := tree(t, s, img.ID); got["b"] != "2" || got["a"] != "1" {
+		t.Error(got)
+	}
+	if gets := r.blobGets(); gets[digest.FromBytes(base.blob)] != 1 || gets[digest.FromBytes(top.blob)] != 2 {
+		t.Error("fetched:", gets)
+	}
+}
+
 func TestRootIsClosed(t *testing.T) {
 	r, root := newRegistry(t), filepath.Join(t.TempDir(), "images")
 	s := openAt(t, root)

@@ -2,7 +2,6 @@ package imagesvc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -181,13 +180,12 @@ func (s *Service) bring(ctx context.Context, reg *registry, named reference.Name
 	if err := s.fetchLayers(ctx, reg, f); err != nil {
 		return Image{}, err
 	}
+	if err := syncFilesystem(s.root); err != nil {
+		return Image{}, err
+	}
 	refs := []string{reference.TrimNamed(named).String() + "@" + target.Digest.String()}
 	if _, tagged := named.(reference.Tagged); tagged {
 		refs = append(refs, named.String())
 	}
-	img, err := s.record(ctx, f, target, refs)
-	if err != nil && errors.Is(err, context.Canceled) {
-		return Image{}, ctx.Err()
-	}
-	return img, err
+	return s.record(ctx, f, target, refs)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -38,6 +39,9 @@ const (
 	labelConfig   = "containerd.io/gc.ref.content.config"
 	labelManifest = "containerd.io/gc.ref.content.m." // + position in the index
 	labelSnapshot = "containerd.io/gc.ref.snapshot." + snapshotter
+
+	// labelDir is where the overlay snapshotter says in which directory a layer is (WithUpperdirLabel).
+	labelDir = "containerd.io/snapshot/overlay.upperdir"
 
 	// labelOurs marks the names that this package recorded.
 	labelOurs = "criserver.io/image"
@@ -123,7 +127,7 @@ func openOverlay(root string) (snapshots.Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the snapshots: %w", err)
 	}
-	sn, err := overlay.NewSnapshotter(root, overlay.WithMetaStore(meta))
+	sn, err := overlay.NewSnapshotter(root, overlay.WithMetaStore(meta), overlay.WithUpperdirLabel)
 	if err != nil {
 		return nil, fmt.Errorf("opening the snapshots in %s: %w", root, joinClose(err, meta.Close()))
 	}
@@ -234,6 +238,12 @@ func (st *store) dropOrphans(ctx context.Context) error {
 	return err
 }
 
+// atomically runs fn with a context under which all writes to the metadata database become one transaction: all of
+// them or none, and one wait for the disk instead of one each.
+func (st *store) atomically(ctx context.Context, fn func(ctx context.Context) error) error {
+	return st.db.Update(func(tx *bolt.Tx) error { return fn(boltutil.WithTransaction(ctx, tx)) })
+}
+
 // lease returns a context under which everything that is made is kept from garbage collection until end is called.
 func (st *store) lease(ctx context.Context) (_ context.Context, end func() error, _ error) {
 	l, err := st.leases.Create(ctx, leases.WithID(leasePrefix+rand.Text()))
@@ -264,6 +274,22 @@ func (st *store) hasSnapshot(ctx context.Context, chain digest.Digest) (bool, er
 		}
 	}
 	return exists() // it may have been collected in between
+}
+
+// layerSize returns what a layer takes on disk, after a look whether its directory is there at all.
+func (st *store) layerSize(ctx context.Context, chain digest.Digest) (int64, error) {
+	info, err := st.snaps.Stat(ctx, chain.String())
+	if err != nil {
+		return 0, fmt.Errorf("layer %s: %w", chain, err)
+	}
+	if _, err := os.Stat(info.Labels[labelDir]); err != nil {
+		return 0, fmt.Errorf("layer %s is damaged on disk: %w: %w", chain, err, errdefs.ErrDataLoss)
+	}
+	u, err := st.snaps.Usage(ctx, chain.String())
+	if err != nil {
+		return 0, fmt.Errorf("usage of layer %s: %w", chain, err)
+	}
+	return u.Size, nil
 }
 
 // read returns a small document whole, if it is there and its bytes have the digest.
