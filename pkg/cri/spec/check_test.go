@@ -224,6 +224,7 @@ func TestCheckContainerRefuses(t *testing.T) {
 		{func(c *config) { c.WorkingDir = "/x/../proc/1" }, "working_dir"},
 		{func(c *config) { c.WorkingDir = "/" + long }, "working_dir"},
 		{env("", "x"), "envs[0].key"}, {env("a=b", "x"), "envs[0].key"}, {env("a\x00", "x"), "envs[0].key"}, {env("a", "x\x00"), "envs[0].value"},
+		{env("a", "\xff"), "envs[0].value"},
 		{sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true }), "linux.security_context.privileged"},
 		{sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.RunAsGroup = &runtimeapi.Int64Value{} }), "linux.security_context.run_as_group"},
 		{sc(func(s *runtimeapi.LinuxContainerSecurityContext) {
@@ -293,7 +294,7 @@ func TestCheckContainerRefuses(t *testing.T) {
 
 // The value of a variable may be a secret.
 func TestErrorsShowNoValues(t *testing.T) {
-	for _, value := range []string{"hunter2\x00", "hunter2" + strings.Repeat("x", maxString)} {
+	for _, value := range []string{"hunter2\x00", "hunter2\xff", "hunter2" + strings.Repeat("x", maxString)} {
 		in := kubelet()
 		in.Container.Envs = []*runtimeapi.KeyValue{{Key: "PASSWORD", Value: []byte(value)}}
 		if _, err := Build(in); err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "PASSWORD") {

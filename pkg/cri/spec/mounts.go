@@ -49,8 +49,8 @@ func (b *builder) mounts(s *specs.Spec) error {
 		}
 	}
 	for _, dest := range slices.Sorted(maps.Keys(b.Volumes)) {
-		if clean := path.Clean(dest); !asked[clean] {
-			out = append(out, bind(b.Volumes[dest], clean, "rw"))
+		if !asked[dest] {
+			out = append(out, bind(b.Volumes[dest], dest, "rw"))
 		}
 	}
 	for i, m := range b.Container.GetMounts() {
@@ -131,7 +131,7 @@ func (b *builder) mount(s *specs.Spec, field string, m *runtimeapi.Mount) (specs
 	}
 	propagation := "rprivate"
 	if m.GetImage().GetImage() != "" {
-		dir, ok := b.Volumes[m.GetContainerPath()]
+		dir, ok := b.Volumes[dest]
 		if !ok {
 			return out, invalid(field+".image", "ImageVolumeMountFailed: image %s is not mounted", show(m.GetImage().GetImage()))
 		}

@@ -5,6 +5,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -78,8 +79,8 @@ func (b *builder) args() ([]string, error) {
 	return args, nil
 }
 
-// env is, each overriding what is before it: defaults, the image's variables, those of the container. Values are bytes
-// and are kept as they are.
+// env is, each overriding what is before it: defaults, the image's variables, those of the container. Values are kept
+// as they are.
 func (b *builder) env() ([]string, error) {
 	e := environment{at: make(map[string]int, len(b.Image.Config.Env)+len(b.Container.GetEnvs())+4)}
 	e.set(defaultPath)
@@ -212,6 +213,9 @@ func (c *check) command() error {
 			return invalid(field+".key", `%s has a "=" or a NUL`, show(key))
 		case slices.Contains(kv.GetValue(), 0):
 			return invalid(field+".value", "the value of %s has a NUL", show(key))
+		case !utf8.Valid(kv.GetValue()):
+			// The CRI has bytes here. config.json and the pipe to the container's init are JSON, which would change them.
+			return invalid(field+".value", "the value of %s is not UTF-8; the OCI runtime can carry no other", show(key))
 		}
 	}
 	return nil

@@ -457,13 +457,13 @@ func TestEnvironment(t *testing.T) {
 	in.Container.Tty = true
 	in.Image.Config.Env = []string{"A=image", "B=image", "C", "=D", "TERM=dumb", "A=image2", "HOME=/image"}
 	in.Container.Envs = []*runtimeapi.KeyValue{
-		{Key: "A", Value: []byte("x=\xff\xfe\n")}, {Key: "E"}, {Key: "HOSTNAME", Value: []byte("mine")}, {Key: "E", Value: []byte("2")},
+		{Key: "A", Value: []byte("x=\ufffd\t\u00ff\n")}, {Key: "E"}, {Key: "HOSTNAME", Value: []byte("mine")}, {Key: "E", Value: []byte("2")},
 	}
 	s, err := Build(in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{defaultPath, "TERM=dumb", "HOSTNAME=mine", "HOME=/image", "A=x=\xff\xfe\n", "B=image", "E=2"}
+	want := []string{defaultPath, "TERM=dumb", "HOSTNAME=mine", "HOME=/image", "A=x=\ufffd\t\u00ff\n", "B=image", "E=2"}
 	if !slices.Equal(s.Process.Env, want) {
 		t.Errorf("got %q\nwant %q", s.Process.Env, want)
 	}
