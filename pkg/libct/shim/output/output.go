@@ -130,11 +130,16 @@ func (o *Output) Drain() {
 	}
 }
 
-// Stop ends the reading after the piece in hand. What stands in the pipes stays
-// there and the files of Config are the caller's again, for the program that it
-// executes in its place. The attached see the end of the output.
+// Stop ends the reading after the piece in hand and closes the log. What stands
+// in the pipes stays there and the files of Config are the caller's again, for
+// the program that it executes in its place, or for another Open. The attached
+// see the end of the output.
 func (o *Output) Stop() {
 	o.wind(stopping)
+	if o.log != nil {
+		o.log.settle()
+		_ = o.log.close() // each line has been written or told of as lost
+	}
 	for _, s := range o.streams {
 		_ = s.file.SetReadDeadline(time.Time{})
 	}
