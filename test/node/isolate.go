@@ -95,8 +95,10 @@ func outside() (int, error) {
 
 // initProcess is process 1 of the node: it makes the node what a machine is, starts the tests, and reaps.
 func initProcess() (int, error) {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return 1, fmt.Errorf("make mounts private: %w", err)
+	for _, propagation := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} { // cut off from this machine; then as systemd has it
+		if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
+			return 1, fmt.Errorf("set the propagation of mounts: %w", err)
+		}
 	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return 1, fmt.Errorf("mount /proc: %w", err)

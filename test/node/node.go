@@ -123,7 +123,8 @@ func (n *Node) Boot() error {
 func (n *Node) connect() error {
 	n.Disconnect()
 	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)),
+		grpc.WithUnaryInterceptor(withDeadline))
 	if err != nil {
 		return err
 	}
@@ -144,6 +145,16 @@ func (n *Node) connect() error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// withDeadline gives a call that has none a deadline, so that a runtime that hangs fails one test and not all.
+func withDeadline(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if _, has := ctx.Deadline(); !has {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
 }
 
 // Disconnect hangs up; calls in flight fail.
