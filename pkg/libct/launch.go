@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,7 +26,8 @@ import (
 const launchPatience = 20 * time.Second
 
 // prepare makes the directories. <state>/rootfs becomes a private mount, so that
-// what the shim mounts there does not come back to the host's mount namespace.
+// what the shim mounts there, each in a copy of the host's mount namespace, does
+// not come back to the host's.
 // A user namespace's root must be able to pass through to its root filesystem.
 func (s *Shim) prepare() error {
 	rootfs := filepath.Join(s.o.State, rootfsName)
@@ -105,7 +105,7 @@ func (s *Shim) start() (int, error) {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := s.startInMounts(cmd); err != nil {
+	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
 	raiseOOMScore(cmd.Process.Pid)
@@ -114,34 +114,6 @@ func (s *Shim) start() (int, error) {
 		s.log.WithError(err).WithField("pid", cmd.Process.Pid).Warn("shim ended")
 	}()
 	return cmd.Process.Pid, nil
-}
-
-// startInMounts starts the shim in the mount namespace of the last one, which has
-// the root filesystems, or in a new copy of ours. The copy is made by clone(2):
-// for an unshare, os/exec would make all mounts private, and propagation from and
-// to the host must stay as it is.
-func (s *Shim) startInMounts(cmd *exec.Cmd) error {
-	s.mu.Lock()
-	mounts := s.mounts
-	s.mu.Unlock()
-	if mounts == nil {
-		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
-		return cmd.Start()
-	}
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			started <- fmt.Errorf("unshare: %w", err)
-			return
-		}
-		if err := unix.Setns(int(mounts.Fd()), unix.CLONE_NEWNS); err != nil {
-			started <- fmt.Errorf("join mount namespace of the last shim: %w", err)
-			return
-		}
-		started <- cmd.Start()
-	}()
-	return <-started
 }
 
 // raiseOOMScore makes the shim a little less protected than the daemon. That it
@@ -159,21 +131,16 @@ func raiseOOMScore(pid int) {
 	_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(score+1)), 0)
 }
 
-// note keeps hold of the shim's process and of its mount namespace.
+// note keeps hold of the shim's process.
 func (s *Shim) note(pid int) error {
 	process, err := pidfd.Open(pid)
 	if err != nil {
 		return err
 	}
-	mounts, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
-	if err != nil {
-		_ = process.Close()
-		return err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	wire.CloseFiles([]*os.File{s.process, s.mounts})
-	s.process, s.mounts = process, mounts
+	wire.CloseFiles([]*os.File{s.process})
+	s.process = process
 	return nil
 }
 

@@ -31,7 +31,6 @@ type Shim struct {
 	mu      sync.Mutex
 	ready   chan struct{} // closed while calls may be made
 	process *os.File      // pidfd of the shim
-	mounts  *os.File      // its mount namespace, for the next shim to live in
 	spares  map[string]*spare
 	writers map[string]map[*stdinWriter]struct{}
 }
@@ -222,8 +221,8 @@ func (s *Shim) closeFiles() {
 		sp.close()
 		delete(s.spares, id)
 	}
-	wire.CloseFiles([]*os.File{s.process, s.mounts})
-	s.process, s.mounts = nil, nil
+	wire.CloseFiles([]*os.File{s.process})
+	s.process = nil
 }
 
 var errHungUp = errors.New("the shim hung up")

@@ -15,7 +15,8 @@ import (
 
 // Attach connects the caller with the streams of a created or running
 // container until its output ends or ctx does. It replays nothing. With
-// stdin_once the container's stdin ends with the first session that had one.
+// stdin_once the container's stdin ends with the first session that had one;
+// otherwise the end of the caller's input ends the session and nothing more.
 func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 	c, err := m.findContainer(id)
 	if err != nil {
@@ -28,6 +29,8 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 	if snap.Config.GetTty() {
 		defer resize(s.Resize, containerTerminal{m, c.id})()
 	}
+	ctx, detach := context.WithCancel(ctx)
+	defer detach()
 	if s.In != nil && snap.Config.GetStdin() {
 		w, err := m.shim.Stdin(c.id)
 		if err != nil {
@@ -36,14 +39,16 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 		defer w.Close()
 		go func() {
 			io.Copy(w, s.In) // ends with the session
-			if snap.Config.GetStdinOnce() && !snap.Config.GetTty() {
-				if err := m.shim.CloseStdin(m.ctx, c.id); err != nil && !gone(err) {
-					m.log.WithError(err).WithField("container", c.id).Warn("The stdin of a container could not be closed")
-				}
+			if !snap.Config.GetStdinOnce() || snap.Config.GetTty() {
+				detach() // the end of the caller's input is how a session is left
+				return
+			}
+			if err := m.shim.CloseStdin(m.ctx, c.id); err != nil && !gone(err) {
+				m.log.WithError(err).WithField("container", c.id).Warn("The stdin of a container could not be closed")
 			}
 		}()
 	}
-	if err := m.shim.Attach(ctx, c.id, s.Out, s.Err); err != nil {
+	if err := m.shim.Attach(ctx, c.id, s.Out, s.Err); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("attach to container %s: %w", c.id, err)
 	}
 	return nil

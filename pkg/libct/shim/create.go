@@ -92,9 +92,10 @@ func (s *Shim) assemble(c *container) error {
 		return fmt.Errorf("create container: %w", err)
 	}
 	c.Cgroups = cgroupPaths(c.lc)
-	if err := c.lc.Start(process); err != nil {
+	if err := s.inMounts(c.id, func() error { return c.lc.Start(process) }); err != nil {
 		return s.startFailed(c, err)
 	}
+	s.dropMounts(c.id)
 	return s.launched(c, process, term)
 }
 

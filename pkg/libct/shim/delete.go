@@ -44,17 +44,23 @@ func (s *Shim) delete(id string) error {
 	if err == nil {
 		err = s.wipe(id, &c.record)
 	}
+	s.dropMounts(id)
 	if err == nil {
-		err = unmountRootfs(s.rootfs(id))
-	}
-	if err == nil {
-		err = os.RemoveAll(s.dir(id))
+		err = s.removeDirs(id)
 	}
 	if err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}
 	s.drop(id)
 	return nil
+}
+
+// removeDirs removes the mount point, never what could still be mounted on it, and the container's directory.
+func (s *Shim) removeDirs(id string) error {
+	if err := os.Remove(s.rootfs(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(s.dir(id))
 }
 
 // kill ends a container that lives.

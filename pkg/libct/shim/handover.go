@@ -20,7 +20,8 @@ import (
 // the containers' directories.
 type handover struct {
 	Listener   int
-	Caller     int // the connection that asked for the upgrade
+	Caller     int            // the connection that asked for the upgrade
+	Mounts     map[string]int // mount namespaces of containers to be made
 	Containers []handedContainer
 	Execs      []handedExec
 }
@@ -84,7 +85,7 @@ func (s *Shim) replace(u *upgrade) error {
 func (s *Shim) leave(u *upgrade, binary *os.File, build string, containers []*container) error {
 	var k keep
 	defer k.undo()
-	state := handover{Listener: k.conn(s.listener), Caller: k.wireConn(u.caller)}
+	state := handover{Listener: k.conn(s.listener), Caller: k.wireConn(u.caller), Mounts: map[string]int{}}
 	for _, c := range containers {
 		h := handedContainer{ID: c.id, Pidfd: k.file(c.pidfd), Stdin: k.file(c.stdin), Pty: k.file(c.pty)}
 		if c.pty == nil { // else out reads the pty
@@ -94,6 +95,9 @@ func (s *Shim) leave(u *upgrade, binary *os.File, build string, containers []*co
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for id, ns := range s.mounts {
+		state.Mounts[id] = k.file(ns)
+	}
 	for _, x := range s.execs {
 		state.Execs = append(state.Execs, handedExec{
 			ID: x.c.id, Pid: x.pid, Pidfd: k.file(x.pidfd), Conn: k.wireConn(x.conn), Group: *x.group,
@@ -191,6 +195,9 @@ func takeOver(state, build string, fd int, log *logrus.Entry) (*Shim, error) {
 		return nil, err
 	}
 	s := newShim(state, build, l, log)
+	for id, fd := range h.Mounts {
+		s.mounts[id] = taken(fd)
+	}
 	for _, hc := range h.Containers {
 		if err := s.takeContainer(&hc); err != nil {
 			log.WithError(err).WithField("container", hc.ID).Error("handover")

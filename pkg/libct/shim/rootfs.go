@@ -15,13 +15,18 @@ import (
 	"github.com/criserver/criserver/pkg/libct/wire"
 )
 
-// rootfs is where the root filesystem of a container is mounted. <state>/rootfs
-// is a private mount, so what is mounted below it in the shim's mount namespace
-// is not seen in the host's.
+// rootfs is where the root filesystem of a container is mounted.
+//
+// It is mounted in a mount namespace that is a fresh copy of the host's, made
+// for this one container, and the container's init starts there. So the host's
+// table does not show it, nothing needs to be unmounted, and init sees each
+// mount of the host that is there at this moment, shared ones still as peers of
+// the host's. <state>/rootfs is a private mount, lest what is mounted below it
+// propagate back.
 func (s *Shim) rootfs(id string) string { return filepath.Join(s.state, rootfsDir, id) }
 
 // mountRootfs mounts a root filesystem, unless it is mounted, and opens its root.
-func (s *Shim) mountRootfs(id string, r *wire.Rootfs) (*os.File, error) {
+func (s *Shim) mountRootfs(id string, r *wire.Rootfs) (root *os.File, err error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
@@ -32,21 +37,83 @@ func (s *Shim) mountRootfs(id string, r *wire.Rootfs) (*os.File, error) {
 	if err := os.Mkdir(target, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("root filesystem: %w", err)
 	}
-	mounted, err := mountPoint(target)
-	if err != nil {
-		return nil, err
-	}
-	if !mounted {
-		if err := mountLayers(target, r); err != nil {
-			_ = os.Remove(target)
-			return nil, fmt.Errorf("root filesystem of %s: %w", id, err)
+	s.mu.Lock()
+	ns := s.mounts[id]
+	s.mu.Unlock()
+	err = onThread(func() error {
+		if err := enterMounts(ns); err != nil {
+			return err
 		}
-	}
-	root, err := openFile(target, unix.O_RDONLY|unix.O_DIRECTORY)
+		if ns == nil {
+			if err := mountLayers(target, r); err != nil {
+				return err
+			}
+			if ns, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
+				return err
+			}
+		}
+		root, err = openFile(target, unix.O_RDONLY|unix.O_DIRECTORY)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("root filesystem of %s: %w", id, err)
 	}
+	s.mu.Lock()
+	s.mounts[id] = ns
+	s.mu.Unlock()
 	return root, nil
+}
+
+// inMounts runs f on a thread in the mount namespace that has the container's root filesystem.
+func (s *Shim) inMounts(id string, f func() error) error {
+	s.mu.Lock()
+	ns := s.mounts[id]
+	s.mu.Unlock()
+	if ns == nil {
+		return failf(wire.CodeState, "container %s: its root filesystem is not mounted", id)
+	}
+	return onThread(func() error {
+		if err := enterMounts(ns); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+// dropMounts lets the mount namespace go: the container's init has its own copy, or nobody wants it.
+func (s *Shim) dropMounts(id string) {
+	s.mu.Lock()
+	ns := s.mounts[id]
+	delete(s.mounts, id)
+	s.mu.Unlock()
+	wire.CloseFiles([]*os.File{ns})
+}
+
+// enterMounts moves the thread into a mount namespace, or into a new copy of the host's.
+func enterMounts(ns *os.File) error {
+	if ns == nil {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil { // and with it the working directory: unshare(2)
+			return fmt.Errorf("copy mount namespace: %w", err)
+		}
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare working directory: %w", err)
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("join mount namespace: %w", err)
+	}
+	return nil
+}
+
+// onThread runs f on a thread that ends with it.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		done <- f()
+	}()
+	return <-done
 }
 
 func checkRootfs(r *wire.Rootfs) error {
@@ -171,55 +238,11 @@ func mountOverlay(target, dir string, lower []string, r *wire.Rootfs) error {
 	if len(options) >= os.Getpagesize() {
 		return failf(wire.CodeInvalid, "%d lower directories: their names are too long for mount(2)", len(lower))
 	}
-	return inDir(dir, func() error {
-		if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
-			return fmt.Errorf("mount overlay %s (%.200s): %w", target, options, err)
-		}
-		return nil
-	})
-}
-
-// inDir calls f with dir as the working directory, on a thread that has one of
-// its own and ends with it.
-func inDir(dir string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("unshare working directory: %w", err)
-			return
-		}
-		if err := unix.Chdir(dir); err != nil {
-			done <- &os.PathError{Op: "chdir", Path: dir, Err: err}
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
-
-// mountPoint tells whether something is mounted at a directory.
-func mountPoint(dir string) (bool, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
-		return false, &os.PathError{Op: "statx", Path: dir, Err: err}
+	if err := unix.Chdir(dir); err != nil { // of this thread alone
+		return &os.PathError{Op: "chdir", Path: dir, Err: err}
 	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
-}
-
-// unmountRootfs removes a mount and its directory, if they are there.
-func unmountRootfs(target string) error {
-	for {
-		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err == unix.EINVAL || err == unix.ENOENT { // not mounted (any more)
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("unmount %s: %w", target, err)
-		}
-	}
-	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
+		return fmt.Errorf("mount overlay %s (%.200s): %w", target, options, err)
 	}
 	return nil
 }

@@ -13,7 +13,7 @@
 //	exit.json       how it ended; final
 //
 // libcontainer's own state is in <state>/libcontainer/<ID>, the root filesystem
-// is mounted at <state>/rootfs/<ID>, in the shim's mount namespace only.
+// is mounted at <state>/rootfs/<ID>, in a mount namespace of its own (rootfs.go).
 //
 // A shim can therefore be replaced. In place, by Upgrade: it executes the next
 // binary, keeps its pid and children, and hands its descriptors over (handover.go).
@@ -58,6 +58,7 @@ type Shim struct {
 
 	mu         sync.Mutex
 	containers map[string]*container // nil: being made
+	mounts     map[string]*os.File   // mount namespaces with the root filesystems of containers to be made
 	execs      map[int]*execution    // by pid
 	watchers   map[*watcher]struct{}
 	stopped    bool
@@ -69,6 +70,7 @@ func newShim(state, build string, l *net.UnixListener, log *logrus.Entry) *Shim 
 		upgrade:    make(chan *upgrade),
 		stop:       make(chan struct{}),
 		containers: make(map[string]*container),
+		mounts:     make(map[string]*os.File),
 		execs:      make(map[int]*execution),
 		watchers:   make(map[*watcher]struct{}),
 	}
