@@ -27,6 +27,9 @@ const busybox = "/bin/busybox"
 // shimBinary and otherShim are two builds of the shim.
 var shimBinary, otherShim string
 
+// raceFlags build the shim with the race detector, if the tests are.
+var raceFlags []string
+
 // TestMain builds the shim as it is shipped, twice.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -45,9 +48,10 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		shimBinary, otherShim = filepath.Join(dir, "a"), filepath.Join(dir, "b")
-		build := exec.Command("go", "build", "-tags", "netgo osusergo seccomp runc_nocriu",
+		args := append([]string{"build", "-tags", "netgo osusergo seccomp runc_nocriu",
 			"-ldflags", "-s -w -linkmode external -extldflags -static",
-			"-o", shimBinary, "github.com/criserver/criserver/cmd/criserver-shim")
+			"-o", shimBinary}, raceFlags...)
+		build := exec.Command("go", append(args, "github.com/criserver/criserver/cmd/criserver-shim")...)
 		build.Env = append(os.Environ(), "CGO_ENABLED=1")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build criserver-shim: %v\n%s", err, out)
