@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-
 	"github.com/criserver/criserver/pkg/libct/wire"
 )
 
@@ -29,12 +27,34 @@ var repeatable = map[wire.Method]bool{
 // before the reply, the shim finishes the call all the same.
 func (s *Shim) call(ctx context.Context, req *wire.Request, files ...*os.File) (wire.Reply, []*os.File, error) {
 	for {
-		if err := s.wait(ctx); err != nil {
-			return wire.Reply{}, nil, err
+		conn, reply, out, err := s.open(ctx, req, files...)
+		if err == nil {
+			return reply, out, conn.Close()
 		}
-		reply, out, err := s.exchange(ctx, req, files...)
 		if !errors.Is(err, errHungUp) || !repeatable[req.Method] || ctx.Err() != nil {
-			return reply, out, err
+			return reply, nil, err
+		}
+	}
+}
+
+const (
+	absentPatience = 20 * time.Second     // for a shim to be there again
+	absentInterval = 2 * time.Millisecond // between its death and the moment when lookAfter notices
+)
+
+// open begins a call once the shim is there.
+func (s *Shim) open(ctx context.Context, req *wire.Request, files ...*os.File) (*wire.Conn, wire.Reply, []*os.File, error) {
+	for end := time.Now().Add(absentPatience); ; {
+		if err := s.wait(ctx); err != nil {
+			return nil, wire.Reply{}, nil, err
+		}
+		conn, reply, out, err := s.begin(ctx, req, files...)
+		if !errors.Is(err, errAbsent) || time.Now().After(end) {
+			return conn, reply, out, err
+		}
+		select {
+		case <-time.After(absentInterval):
+		case <-ctx.Done():
 		}
 	}
 }
@@ -45,14 +65,14 @@ func (s *Shim) wait(ctx context.Context) error {
 	ready := s.ready
 	s.mu.Unlock()
 	select {
-	case <-ready:
-		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("shim is being replaced: %w", ctx.Err())
+		return fmt.Errorf("shim: %w", ctx.Err())
+	case <-ready:
+		return ctx.Err()
 	}
 }
 
-// exchange makes a call with a single reply.
+// exchange makes a call with a single reply of the shim that is there now.
 func (s *Shim) exchange(ctx context.Context, req *wire.Request, files ...*os.File) (wire.Reply, []*os.File, error) {
 	conn, reply, out, err := s.begin(ctx, req, files...)
 	if err != nil {
@@ -61,12 +81,17 @@ func (s *Shim) exchange(ctx context.Context, req *wire.Request, files ...*os.Fil
 	return reply, out, conn.Close()
 }
 
+var (
+	errAbsent = errors.New("no shim listens")  // nothing was sent
+	errHungUp = errors.New("the shim hung up") // nobody knows how far it came
+)
+
 // begin makes a call and returns its first reply, if that is no failure, and the
 // connection on which others may follow.
 func (s *Shim) begin(ctx context.Context, req *wire.Request, files ...*os.File) (*wire.Conn, wire.Reply, []*os.File, error) {
-	conn, err := s.dial(ctx)
+	conn, err := wire.Dial(filepath.Join(s.o.State, socketName))
 	if err != nil {
-		return nil, wire.Reply{}, nil, err
+		return nil, wire.Reply{}, nil, fmt.Errorf("%w: %w: %w", errAbsent, err, errdefs.ErrUnavailable)
 	}
 	cut := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	var reply wire.Reply
@@ -89,34 +114,6 @@ func (s *Shim) begin(ctx context.Context, req *wire.Request, files ...*os.File) 
 		return nil, reply, nil, err
 	}
 	return conn, reply, out, nil
-}
-
-// dialPatience is how long a socket is tried on which nobody listens: between the
-// death of a shim and the moment when we notice.
-const dialPatience = 2 * time.Second
-
-func (s *Shim) dial(ctx context.Context) (*wire.Conn, error) {
-	path := filepath.Join(s.o.State, socketName)
-	s.mu.Lock()
-	patience := time.Duration(0)
-	if s.process != nil {
-		patience = dialPatience
-	}
-	s.mu.Unlock()
-	for end := time.Now().Add(patience); ; {
-		conn, err := wire.Dial(path)
-		if err == nil {
-			return conn, nil
-		}
-		if time.Now().After(end) || !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("shim: %w: %w", err, errdefs.ErrUnavailable)
-		}
-		select {
-		case <-time.After(time.Millisecond):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("shim: %w", ctx.Err())
-		}
-	}
 }
 
 // kinds of failures.

@@ -41,9 +41,6 @@ func (s *Shim) Exec(ctx context.Context, id string, p *specs.Process, io Stdio) 
 	if p == nil {
 		return nil, fmt.Errorf("exec in container %s: no process: %w", id, errdefs.ErrInvalidArgument)
 	}
-	if err := s.wait(ctx); err != nil {
-		return nil, err
-	}
 	args := &wire.ExecArgs{Process: p}
 	var files []*os.File
 	if !p.Terminal {
@@ -58,7 +55,7 @@ func (s *Shim) Exec(ctx context.Context, id string, p *specs.Process, io Stdio) 
 			files = append(files, f)
 		}
 	}
-	conn, reply, out, err := s.begin(ctx, &wire.Request{Method: wire.Exec, ID: id, Exec: args}, files...)
+	conn, reply, out, err := s.open(ctx, &wire.Request{Method: wire.Exec, ID: id, Exec: args}, files...)
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -128,7 +127,7 @@ func (s *Shim) greet(ctx context.Context) (wire.Reply, error) {
 
 // Pauses between attempts to get a shim again.
 const (
-	firstPause = 10 * time.Millisecond
+	firstPause = time.Millisecond
 	longPause  = 5 * time.Second
 )
 
@@ -172,7 +171,11 @@ func (s *Shim) regain(ctx context.Context) (replaced bool, err error) {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
-		s.log.WithError(err).WithField("dead", dead).Error("no shim yet")
+		level := logrus.WarnLevel
+		if !dead { // a shim that was killed hangs up a moment before it is seen to be dead
+			level = logrus.DebugLevel
+		}
+		s.log.WithError(err).WithField("dead", dead).Log(level, "no shim yet")
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -224,5 +227,3 @@ func (s *Shim) closeFiles() {
 	wire.CloseFiles([]*os.File{s.process})
 	s.process = nil
 }
-
-var errHungUp = errors.New("the shim hung up")

@@ -37,9 +37,6 @@ func (s *Shim) Attach(ctx context.Context, id string, out, err io.Writer) error 
 
 // attach attaches once; errHungUp says that the shim went away.
 func (s *Shim) attach(ctx context.Context, id string, out, errOut io.Writer) error {
-	if err := s.wait(ctx); err != nil {
-		return err
-	}
 	var reads, writes []*os.File
 	defer func() { wire.CloseFiles(reads); wire.CloseFiles(writes) }()
 	var sinks []io.Writer
@@ -57,7 +54,7 @@ func (s *Shim) attach(ctx context.Context, id string, out, errOut io.Writer) err
 		return fmt.Errorf("attach to %s: neither stdout nor stderr: %w", id, errdefs.ErrInvalidArgument)
 	}
 	args := &wire.AttachArgs{Stdout: out != nil, Stderr: errOut != nil}
-	conn, _, _, err := s.begin(ctx, &wire.Request{Method: wire.Attach, ID: id, Attach: args}, writes...)
+	conn, _, _, err := s.open(ctx, &wire.Request{Method: wire.Attach, ID: id, Attach: args}, writes...)
 	if err != nil {
 		return err
 	}
