@@ -133,8 +133,8 @@ func TestCreateFails(t *testing.T) {
 
 func TestOOM(t *testing.T) {
 	n := newNode(t)
-	limit := int64(16 << 20)
-	spec := n.spec("c", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M")
+	limit := int64(64 << 20)
+	spec := n.spec("c", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=256M")
 	spec.Linux.Resources.Memory = memory(limit)
 	n.create(spec, "c")
 	n.must(n.Start(t.Context(), "c"))

@@ -72,7 +72,8 @@ func TestMain(m *testing.M) {
 // node is a state directory with its shim, and a daemon's handle on it.
 type node struct {
 	*Shim
-	t      testing.TB
+	t      testing.TB // or the subtest that runs
+	top    testing.TB
 	state  string
 	layers string
 	cgroup string // parent of the containers'
@@ -94,7 +95,7 @@ func newNode(t testing.TB) *node {
 		t.Fatal(err)
 	}
 	n := &node{
-		t: t, state: filepath.Join(base, "s"), layers: filepath.Join(base, "l"),
+		t: t, top: t, state: filepath.Join(base, "s"), layers: filepath.Join(base, "l"),
 		cgroup: "/criserver-test-" + filepath.Base(base),
 		exits:  map[string]wire.Exit{}, exited: make(chan struct{}, 1000), replaced: make(chan struct{}, 10),
 	}
@@ -108,7 +109,7 @@ func newNode(t testing.TB) *node {
 func (n *node) open(binary string) {
 	n.t.Helper()
 	log := logrus.New()
-	log.SetOutput(&testLog{n: n})
+	log.SetOutput(&testLog{n.top})
 	s, err := Open(n.t.Context(), Options{
 		Binary: binary, State: n.state, Log: logrus.NewEntry(log),
 		OnExit: func(id string, e wire.Exit) {
@@ -126,10 +127,10 @@ func (n *node) open(binary string) {
 }
 
 // testLog passes what is logged to the test that runs.
-type testLog struct{ n *node }
+type testLog struct{ t testing.TB }
 
 func (l *testLog) Write(b []byte) (int, error) {
-	l.n.t.Logf("%s", bytes.TrimRight(b, "\n"))
+	l.t.Logf("%s", bytes.TrimRight(b, "\n"))
 	return len(b), nil
 }
 
@@ -195,8 +196,12 @@ func (n *node) end(base string) {
 	}
 	n.must(unix.Kill(pid, unix.SIGTERM))
 	n.must(pidfd.Wait(process))
+	log, err := os.ReadFile(filepath.Join(n.state, logName))
+	n.must(err)
+	if bytes.Contains(log, []byte("DATA RACE")) || bytes.Contains(log, []byte("goroutine ")) {
+		t.Error("the shim has crashed, or has a race")
+	}
 	if t.Failed() {
-		log, _ := os.ReadFile(filepath.Join(n.state, logName))
 		t.Logf("shim.log:\n%s", log)
 	}
 	if _, err := os.Stat(filepath.Join(n.state, pidName)); err == nil {

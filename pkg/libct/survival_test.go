@@ -140,8 +140,8 @@ func TestEndWhileShimIsDown(t *testing.T) {
 		n.run(id, "sh", "-c", "sleep 0.4; seq 3000; exit "+itoa(code))
 	}
 	n.run("killed", "sleep", "1000")
-	limited := n.spec("oom", "sh", "-c", "sleep 0.4; dd if=/dev/zero of=/dev/null bs=64M")
-	limited.Linux.Resources.Memory = memory(16 << 20)
+	limited := n.spec("oom", "sh", "-c", "sleep 0.4; dd if=/dev/zero of=/dev/null bs=256M")
+	limited.Linux.Resources.Memory = memory(64 << 20)
 	n.create(limited, "oom")
 	n.must(n.Start(t.Context(), "oom"))
 	list, err := n.List(t.Context())
