@@ -145,6 +145,31 @@ func TestPortForwardWebSocket(t *testing.T) {
 	}
 }
 
+// The end of what a pod has to say reaches the client while the client still talks.
+func TestPortForwardHalfClose(t *testing.T) {
+	flatGoroutines(t)
+	rest := make(chan string, 1)
+	s := newServer(t, &fakeRuntime{forward: func(_ context.Context, _ int32, c io.ReadWriteCloser) error {
+		io.WriteString(c, "hello")
+		c.(interface{ CloseWrite() error }).CloseWrite()
+		data, err := io.ReadAll(c)
+		rest <- string(data)
+		return err
+	}})
+	data, errs := openPair(t, dial(t, forwardURL(t, s), "portforward.k8s.io"), "1", "80")
+	if got := read(t, data); got != "hello" {
+		t.Errorf("client got %q", got)
+	}
+	io.WriteString(data, "the rest")
+	data.Close()
+	if got := <-rest; got != "the rest" {
+		t.Errorf("pod got %q", got)
+	}
+	if text := read(t, errs); text != "" {
+		t.Error(text)
+	}
+}
+
 // Both directions at once, much, and exactly.
 func TestPortForwardBulk(t *testing.T) {
 	flatGoroutines(t)

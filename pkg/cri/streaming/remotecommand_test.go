@@ -227,6 +227,23 @@ func TestClientGone(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("SPDY with input that nobody reads", func(t *testing.T) {
+		url, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c", Stdin: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := dial(t, url, "v4.channel.k8s.io")
+		open(t, conn, "error")
+		stdin := open(t, conn, "stdin")
+		<-started
+		for range 10 {
+			io.WriteString(stdin, "typed")
+		}
+		conn.Close()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 	t.Run("before its streams", func(t *testing.T) {
 		dial(t, url(), "v4.channel.k8s.io").Close()
 	})

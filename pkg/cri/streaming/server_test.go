@@ -1,11 +1,16 @@
 package streaming
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,4 +149,72 @@ func TestClose(t *testing.T) {
 	if _, err := http.Get(url); err == nil {
 		t.Error("the server still listens")
 	}
+}
+
+// With a certificate the URL says https, and sessions end as gently as without.
+func TestTLS(t *testing.T) {
+	certified := httptest.NewUnstartedServer(nil)
+	certified.StartTLS()
+	t.Cleanup(certified.Close)
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	s, err := New(Options{Address: "0.0.0.0:0", TLS: &tls.Config{Certificates: certified.TLS.Certificates}, Log: logrus.NewEntry(log)},
+		&fakeRuntime{exec: upper(3, nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	url := execURL(t, s, true, true, true, false)
+	if !strings.HasPrefix(url, "https://") {
+		t.Fatalf("URL %s", url)
+	}
+	conn := dial(t, url, "v4.channel.k8s.io")
+	status, stdin, stdout := open(t, conn, "error"), open(t, conn, "stdin"), open(t, conn, "stdout")
+	open(t, conn, "stderr")
+	io.WriteString(stdin, "hello")
+	stdin.Close()
+	if out := read(t, stdout); out != "HELLO" {
+		t.Errorf("stdout %q", out)
+	}
+	if code := parseStatus(t, read(t, status)).code(t); code != "3" {
+		t.Errorf("exit code %s", code)
+	}
+}
+
+// The last output arrives at a slow client, though it sent what nobody has read.
+func TestCloseOverUnreadInput(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	client, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	raw, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lingering sync.WaitGroup
+	c := &conn{Conn: raw, buffered: bufio.NewReader(raw), gone: func() {}, unwatch: func() bool { return true }, sessions: &lingering}
+	if _, err := client.Write(make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	// The client reads nothing yet and has little room, so most of it waits on the server's side.
+	client.(*net.TCPConn).SetReadBuffer(4 << 10)
+	raw.(*net.TCPConn).SetWriteBuffer(200 << 10)
+	const size = 100 << 10
+	if _, err := c.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, client); n != size || err != nil {
+		t.Errorf("%d of %d bytes arrived: %v", n, size, err)
+	}
+	client.Close()
+	lingering.Wait()
 }
