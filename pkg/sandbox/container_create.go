@@ -231,10 +231,7 @@ func (b *containerBuild) mountRootfs(ctx context.Context) error {
 	b.c.uses = true
 	b.c.mu.Unlock()
 	r := wire.Rootfs{Lower: layers, Upper: filepath.Join(b.dir, "upper"), Work: filepath.Join(b.dir, "work")}
-	if ownUser(b.pod.Config) {
-		u := namespaceOptions(b.pod.Config).GetUsernsOptions()
-		r.UIDMap, r.GIDMap = idMappings(u.GetUids()), idMappings(u.GetGids())
-	}
+	r.UIDMap, r.GIDMap = spec.Mappings(b.pod.Config)
 	for _, d := range []string{b.dir, r.Upper, r.Work} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
@@ -256,10 +253,14 @@ func (b *containerBuild) makeVolumes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	uid, gid := rootOwner(b.pod.Config)
 	b.volumes = make(map[string]string, len(paths))
 	for i, path := range paths {
 		dir := filepath.Join(b.dir, "volumes", strconv.Itoa(i))
 		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chown(dir, uid, gid); err != nil {
 			return err
 		}
 		d, err := os.Open(dir)

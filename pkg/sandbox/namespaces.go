@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -67,12 +66,13 @@ func ownNamespaces(cfg *runtimeapi.PodSandboxConfig) uintptr {
 	return flags
 }
 
-func idMappings(in []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
-	out := make([]specs.LinuxIDMapping, 0, len(in))
-	for _, m := range in {
-		out = append(out, specs.LinuxIDMapping{ContainerID: m.ContainerId, HostID: m.HostId, Size: m.Length})
+// rootOwner is the owner on the host of what belongs to root in the pod.
+func rootOwner(cfg *runtimeapi.PodSandboxConfig) (uid, gid int) {
+	uids, gids := spec.Mappings(cfg)
+	if len(uids) == 0 || len(gids) == 0 {
+		return 0, 0
 	}
-	return out
+	return int(uids[0].HostID), int(gids[0].HostID) // the mapping begins with root: spec.CheckPod
 }
 
 func (m *Manager) pinPath(id, kind string) string {
@@ -123,8 +123,8 @@ func (m *Manager) createNamespaces(ctx context.Context, p *pod) error {
 			return set.apply()
 		})
 	}
-	user := namespaceOptions(cfg).GetUsernsOptions()
-	pid, release, err := hold.Namespaces(ctx, idMappings(user.GetUids()), idMappings(user.GetGids()), flags)
+	uids, gids := spec.Mappings(cfg)
+	pid, release, err := hold.Namespaces(ctx, uids, gids, flags)
 	if err != nil {
 		return err
 	}

@@ -51,10 +51,10 @@ func (m *Manager) createFiles(p *pod) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(f.ResolvConf, resolv, 0o644); err != nil {
+	if err := writePodFile(cfg, f.ResolvConf, resolv); err != nil {
 		return err
 	}
-	if err := os.WriteFile(f.Hostname, []byte(m.hostname(cfg)+"\n"), 0o644); err != nil {
+	if err := writePodFile(cfg, f.Hostname, []byte(m.hostname(cfg)+"\n")); err != nil {
 		return err
 	}
 	if spec.HostIPC(cfg) {
@@ -63,15 +63,21 @@ func (m *Manager) createFiles(p *pod) error {
 	if err := os.Mkdir(f.Shm, 0o700); err != nil {
 		return err
 	}
-	opts := fmt.Sprintf("mode=1777,size=%d", shmSize)
-	if ownUser(cfg) {
-		u := namespaceOptions(cfg).GetUsernsOptions()
-		opts += fmt.Sprintf(",uid=%d,gid=%d", u.GetUids()[0].GetHostId(), u.GetGids()[0].GetHostId())
-	}
+	uid, gid := rootOwner(cfg)
+	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid)
 	if err := unix.Mount("shm", f.Shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 		return fmt.Errorf("mount shared memory: %w", err)
 	}
 	return nil
+}
+
+// writePodFile writes a file that belongs to root in the pod.
+func writePodFile(cfg *runtimeapi.PodSandboxConfig, file string, content []byte) error {
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		return err
+	}
+	uid, gid := rootOwner(cfg)
+	return os.Chown(file, uid, gid)
 }
 
 // writeHosts writes /etc/hosts of a pod with these addresses; with the host's network it is the host's.
@@ -83,14 +89,14 @@ func (m *Manager) writeHosts(p *pod, ips []netip.Addr) error {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		return os.WriteFile(file, b, 0o644)
+		return writePodFile(cfg, file, b)
 	}
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
 	for _, ip := range ips {
 		fmt.Fprintf(&b, "%s\t%s\n", ip, m.hostname(cfg))
 	}
-	return os.WriteFile(file, []byte(b.String()), 0o644)
+	return writePodFile(cfg, file, []byte(b.String()))
 }
 
 // resolvConf is the content of /etc/resolv.conf: the host's without a configuration, else what the configuration says (CRI: DNSConfig).
