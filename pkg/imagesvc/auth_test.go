@@ -206,6 +206,7 @@ func TestRealm(t *testing.T) {
 	a := &authorizer{origin: https, cred: credential{username: "u", secret: "s"}}
 	for realm, ok := range map[string]bool{
 		"https://auth.example/token": true, "http://auth.example/token": false, "http://127.0.0.1/": false, "https://localhost:1/": false, "ftp://x/": false,
+		"https://169.254.169.254/": false, "https://[fe80::1]/": false, "https://0.0.0.0/": false,
 	} {
 		if err := a.checkRealm(realm); ok != (err == nil) {
 			t.Errorf("%s: %v", realm, err)
