@@ -80,7 +80,6 @@ type node struct {
 
 	mu       sync.Mutex
 	exits    map[string]wire.Exit
-	exited   chan struct{} // one for each exit that was told
 	replaced chan struct{}
 }
 
@@ -97,7 +96,7 @@ func newNode(t testing.TB) *node {
 	n := &node{
 		t: t, top: t, state: filepath.Join(base, "s"), layers: filepath.Join(base, "l"),
 		cgroup: "/criserver-test-" + filepath.Base(base),
-		exits:  map[string]wire.Exit{}, exited: make(chan struct{}, 1000), replaced: make(chan struct{}, 10),
+		exits:  map[string]wire.Exit{}, replaced: make(chan struct{}, 10),
 	}
 	n.makeLayers()
 	n.open(shimBinary)
@@ -114,9 +113,8 @@ func (n *node) open(binary string) {
 		Binary: binary, State: n.state, Log: logrus.NewEntry(log),
 		OnExit: func(id string, e wire.Exit) {
 			n.mu.Lock()
+			defer n.mu.Unlock()
 			n.exits[id] = e
-			n.mu.Unlock()
-			n.exited <- struct{}{}
 		},
 		OnReplace: func() { n.replaced <- struct{}{} },
 	})
@@ -323,20 +321,23 @@ func (n *node) run(id string, args ...string) int {
 // exit waits for the exit of a container to be told.
 func (n *node) exit(id string) wire.Exit {
 	n.t.Helper()
-	timeout := time.After(30 * time.Second)
-	for {
+	e, ok := n.awaitExit(id)
+	if !ok {
+		n.t.Fatalf("the exit of %s is not told", id)
+	}
+	return e
+}
+
+func (n *node) awaitExit(id string) (wire.Exit, bool) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		n.mu.Lock()
 		e, ok := n.exits[id]
 		n.mu.Unlock()
 		if ok {
-			return e
-		}
-		select {
-		case <-n.exited:
-		case <-timeout:
-			n.t.Fatalf("the exit of %s is not told", id)
+			return e, true
 		}
 	}
+	return wire.Exit{}, false
 }
 
 // logged returns the content of a container's log, without the framing.
