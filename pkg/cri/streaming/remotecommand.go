@@ -35,8 +35,8 @@ func (e exitError) Error() string {
 
 // command serves an exec or an attach: run is connected with the client's streams, and its error becomes the status
 // that the client gets at the end.
-func (s *Server) command(want channels, run func(context.Context, sandbox.Streams) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
+func (s *Server) command(want channels, run func(context.Context, sandbox.Streams) error) handler {
+	return func(w *session, r *http.Request) {
 		open := s.openSPDY
 		if wsstream.IsWebSocketRequest(r) {
 			open = s.openWebSocket
@@ -59,7 +59,7 @@ func (s *Server) command(want channels, run func(context.Context, sandbox.Stream
 		if err != nil {
 			s.log.WithError(err).Debug("streaming session failed")
 		}
-		l.finish(outcome{err})
+		w.last(func() { l.finish(outcome{err}) })
 	}
 }
 

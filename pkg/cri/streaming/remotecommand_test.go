@@ -10,7 +10,9 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/net/websocket"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -247,6 +249,38 @@ func TestClientGone(t *testing.T) {
 	t.Run("before its streams", func(t *testing.T) {
 		dial(t, url(), "v4.channel.k8s.io").Close()
 	})
+}
+
+// A client that stops reading keeps its session from ending only for a moment.
+func TestClientDoesNotRead(t *testing.T) {
+	flatGoroutines(t)
+	blocked := make(chan struct{})
+	s := newServer(t, &fakeRuntime{attach: func(_ context.Context, s sandbox.Streams) error {
+		var written atomic.Int64
+		go func() {
+			for chunk := make([]byte, 64<<10); ; written.Add(1) {
+				if _, err := s.Out.Write(chunk); err != nil {
+					close(blocked)
+					return
+				}
+			}
+		}()
+		// As the shim does, give up on a reader that takes nothing for a while.
+		for before := int64(-1); written.Load() != before; time.Sleep(200 * time.Millisecond) {
+			before = written.Load()
+		}
+		return errors.New("too slow")
+	}})
+	url, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c", Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialWebSocket(t, url, "v5.channel.k8s.io")
+	select {
+	case <-blocked:
+	case <-time.After(10 * lingerTime):
+		t.Error("the session has not ended")
+	}
 }
 
 func dialWebSocket(t testing.TB, url string, protocols ...string) *websocket.Conn {

@@ -144,13 +144,13 @@ func (s *Server) Attach(req *runtimeapi.AttachRequest) (string, error) {
 
 // PortForward returns the URL of a session that carries connections to ports of a pod.
 func (s *Server) PortForward(req *runtimeapi.PortForwardRequest) (string, error) {
-	return s.ticket("portforward", func(w http.ResponseWriter, r *http.Request) {
+	return s.ticket("portforward", func(w *session, r *http.Request) {
 		s.servePortForward(w, r, req.GetPodSandboxId(), req.GetPort())
 	})
 }
 
 // ticket makes the one-time URL of a session. Too many that nobody has come for give ErrResourceExhausted.
-func (s *Server) ticket(kind string, serve http.HandlerFunc) (string, error) {
+func (s *Server) ticket(kind string, serve handler) (string, error) {
 	path, err := s.tickets.issue(kind, serve)
 	if err != nil {
 		return "", err

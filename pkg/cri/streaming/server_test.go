@@ -62,7 +62,7 @@ func TestTicketsWorkOnce(t *testing.T) {
 func TestTicketsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tickets := newTickets()
-		serve := func(http.ResponseWriter, *http.Request) {}
+		serve := func(*session, *http.Request) {}
 		var paths []string
 		for range maxTickets {
 			path, err := tickets.issue("exec", serve)

@@ -13,7 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// lingerTime bounds how long a connection is drained after its session's end.
+// lingerTime bounds how long a client may take to read the end of its session, and then to hang up.
 const lingerTime = 3 * time.Second
 
 // session is the response to a client that came with a ticket. Hijacked, as all
@@ -39,6 +39,13 @@ func (s *session) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	s.conn = &conn{Conn: raw, buffered: rw.Reader, gone: s.gone, sessions: &s.server.sessions}
 	s.conn.unwatch = context.AfterFunc(s.server.ctx, func() { raw.Close() })
 	return s.conn, bufio.NewReadWriter(bufio.NewReader(s.conn), bufio.NewWriter(s.conn)), nil
+}
+
+// last runs what tells the client how the session ended. A client that does not read is not waited for.
+func (s *session) last(tell func()) {
+	enough := time.AfterFunc(lingerTime, func() { s.conn.Conn.Close() })
+	defer enough.Stop()
+	tell()
 }
 
 // end closes the connection, which some ends of a protocol leave open.

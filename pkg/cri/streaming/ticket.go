@@ -21,15 +21,18 @@ type tickets struct {
 	byPath map[string]*ticket
 }
 
+// handler serves the session of a client that came with a ticket.
+type handler func(*session, *http.Request)
+
 type ticket struct {
-	serve  http.HandlerFunc
+	serve  handler
 	expiry *time.Timer
 }
 
 func newTickets() *tickets { return &tickets{byPath: map[string]*ticket{}} }
 
 // issue makes a path that nobody can guess (128 random bits or more).
-func (t *tickets) issue(kind string, serve http.HandlerFunc) (string, error) {
+func (t *tickets) issue(kind string, serve handler) (string, error) {
 	path := "/" + kind + "/" + rand.Text()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -41,7 +44,7 @@ func (t *tickets) issue(kind string, serve http.HandlerFunc) (string, error) {
 }
 
 // redeem takes the ticket away.
-func (t *tickets) redeem(path string) (http.HandlerFunc, bool) {
+func (t *tickets) redeem(path string) (handler, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	ticket, ok := t.byPath[path]
