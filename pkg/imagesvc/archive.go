@@ -42,9 +42,9 @@ func layerCompression(mediaType string) (compression, error) {
 		return zstdTar, nil
 	}
 	if strings.HasSuffix(mediaType, "+encrypted") {
-		return 0, fmt.Errorf("encrypted layers are not supported: %w", refused)
+		return 0, fmt.Errorf("encrypted layers are not supported: %w", errRefused)
 	}
-	return 0, fmt.Errorf("media type %q is not that of a layer: %w", mediaType, refused)
+	return 0, fmt.Errorf("media type %q is not that of a layer: %w", mediaType, errRefused)
 }
 
 // unpacked returns the archive inside r. Contents that are not packed as announced are an error here or at the first Read.
@@ -53,13 +53,13 @@ func (c compression) unpacked(r io.Reader) (io.ReadCloser, error) {
 	case gzipTar:
 		z, err := gzip.NewReader(r)
 		if err != nil {
-			return nil, fmt.Errorf("the layer is not gzip: %w: %w", err, refused)
+			return nil, fmt.Errorf("the layer is not gzip: %w: %w", err, errRefused)
 		}
 		return z, nil
 	case zstdTar:
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
-			return nil, fmt.Errorf("the layer is not zstd: %w: %w", err, refused)
+			return nil, fmt.Errorf("the layer is not zstd: %w: %w", err, errRefused)
 		}
 		return z.IOReadCloser(), nil
 	}
@@ -100,7 +100,7 @@ func (r *readAhead) run(src io.Reader, sum hash.Hash, limit int64) {
 		}
 		n, err := fill(src, buf[:cap(buf)])
 		if limit -= int64(n); limit < 0 {
-			r.err = fmt.Errorf("the layer unpacks to more than its size allows: %w", refused)
+			r.err = fmt.Errorf("the layer unpacks to more than its size allows: %w", errRefused)
 			return
 		}
 		sum.Write(buf[:n])
@@ -173,7 +173,7 @@ const roomEvery = 1024
 func (f *layerFilter) accept(h *tar.Header) (bool, error) {
 	f.entries++
 	if h.Size < 0 || h.Size > f.left {
-		return false, fmt.Errorf("entry %.120q of %d bytes: the layer unpacks to more than its size allows: %w", h.Name, h.Size, refused)
+		return false, fmt.Errorf("entry %.120q of %d bytes: the layer unpacks to more than its size allows: %w", h.Name, h.Size, errRefused)
 	}
 	f.left -= h.Size // of a sparse file this is the length, and holes are written as zeros
 	if f.entries%roomEvery == 1 || h.Size >= 1<<20 {
@@ -284,6 +284,6 @@ func applyMerged(ctx context.Context, merged string, r io.Reader, limit int64) e
 // rescue turns a panic in code that reads hostile bytes into an error of this pull.
 func rescue(err *error) {
 	if r := recover(); r != nil {
-		*err = fmt.Errorf("the image makes the unpacker panic: %v: %w", r, refused)
+		*err = fmt.Errorf("the image makes the unpacker panic: %v: %w", r, errRefused)
 	}
 }

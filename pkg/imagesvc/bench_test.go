@@ -1,19 +1,12 @@
 package imagesvc
 
 import (
-	"context"
 	"fmt"
 	"math/rand"
-	"os"
-	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
 )
-
-func testContext() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt)
-}
 
 // text makes n bytes that compress about 1:3, as programs and libraries do.
 func text(seed int64, n int) string {
@@ -62,7 +55,6 @@ func BenchmarkPull(b *testing.B) {
 				return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 			}
 			b.ReportMetric((cpu(after)-cpu(before))/float64(b.N), "cpu-s/op")
-			b.ReportMetric(float64(after.Maxrss-before.Maxrss)/1024, "rss-growth-MiB")
 		})
 	}
 }

@@ -27,8 +27,8 @@ var ErrRegistryUnavailable = fmt.Errorf("registry %w", errdefs.ErrUnavailable)
 // errPlatform: the image, or this part of an index, is not for this machine.
 var errPlatform = fmt.Errorf("no image for this platform: %w", errdefs.ErrNotFound)
 
-// refused is the kind of everything that is wrong with an image itself.
-var refused = errdefs.ErrFailedPrecondition
+// errRefused is the kind of everything that is wrong with an image itself.
+var errRefused = errdefs.ErrFailedPrecondition
 
 // statusError is an answer of a registry that may be better when asked again.
 type statusError struct {

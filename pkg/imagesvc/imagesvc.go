@@ -202,8 +202,24 @@ func (s *Service) Reload(o Options) {
 }
 
 // Close cancels the pulls under way, waits for all work to end, and closes the store. Directories that Use returned stay.
+// Closing again does nothing.
 func (s *Service) Close() error {
+	s.flights.mu.Lock()
+	closed := s.ctx.Err() != nil
 	s.cancel()
+	s.flights.mu.Unlock()
 	s.wg.Wait()
+	if closed {
+		return nil
+	}
 	return s.store.close()
+}
+
+// background runs fn in a goroutine that Close waits for, unless the service is closing.
+func (s *Service) background(fn func()) {
+	s.flights.mu.Lock()
+	defer s.flights.mu.Unlock()
+	if s.ctx.Err() == nil {
+		s.wg.Go(fn)
+	}
 }

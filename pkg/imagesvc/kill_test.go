@@ -1,6 +1,7 @@
 package imagesvc
 
 import (
+	"context"
 	"fmt"
 	"math/rand"
 	"os"
@@ -20,8 +21,7 @@ func TestMain(m *testing.M) {
 
 // pullForever pulls, uses and removes an image until it is killed.
 func pullForever(root, ref string) {
-	ctx, cancel := testContext()
-	defer cancel()
+	ctx := context.Background()
 	s, err := Open(ctx, Options{Root: root})
 	for err == nil {
 		var img Image

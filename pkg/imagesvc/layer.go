@@ -132,7 +132,7 @@ func (s *Service) transfer(ctx context.Context, reg *registry, l layer, below <-
 	})
 	g.Go(func() error { return s.unpack(ctx, sp, l, below) })
 	err = g.Wait()
-	if err != nil && resumed && errors.Is(err, refused) {
+	if err != nil && resumed && errors.Is(err, errRefused) {
 		return fmt.Errorf("%w: %w", errTorn, err)
 	}
 	return err
@@ -214,7 +214,7 @@ func (l layer) extract(ctx context.Context, sp *spool, mounts []mount.Mount, app
 		}
 	}
 	if got := digest.NewDigest(l.diff.Algorithm(), sum); got != l.diff {
-		return fmt.Errorf("the archive has diff ID %s where the config says %s: %w", got, l.diff, refused)
+		return fmt.Errorf("the archive has diff ID %s where the config says %s: %w", got, l.diff, errRefused)
 	}
 	return nil
 }
@@ -223,10 +223,10 @@ func (l layer) extract(ctx context.Context, sp *spool, mounts []mount.Mount, app
 func blameArchive(err error) error {
 	var errno syscall.Errno
 	if errors.Is(err, errLinkBelow) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, errdefs.ErrResourceExhausted) || errors.As(err, &errno) || isNetwork(err) || errors.Is(err, refused) {
+		errors.Is(err, errdefs.ErrResourceExhausted) || errors.As(err, &errno) || isNetwork(err) || errors.Is(err, errRefused) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", err, refused)
+	return fmt.Errorf("%w: %w", err, errRefused)
 }
 
 // layerDirs reads the directories out of the mounts of an overlay snapshot: the one to write to, if there is one,

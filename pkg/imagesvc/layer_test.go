@@ -206,7 +206,7 @@ func TestLayerFilter(t *testing.T) {
 	for _, c := range []struct {
 		size int64
 		kind error
-	}{{50, nil}, {-1, refused}, {1 << 62, refused}, {50, nil}, {1, refused}} {
+	}{{50, nil}, {-1, errRefused}, {1 << 62, errRefused}, {50, nil}, {1, errRefused}} {
 		_, err := f.accept(&tar.Header{Name: "x", Size: c.size})
 		if !errors.Is(err, c.kind) {
 			t.Errorf("size %d: %v", c.size, err)

@@ -16,9 +16,9 @@ const (
 	maxDocuments  = 32      // documents fetched to find one image
 	maxLayers     = 500     // overlayfs takes 500 lower directories (OVL_MAX_STACK)
 
-	maxToken   = 1 << 20 // bytes of a token server's answer
-	maxHeaders = 1 << 20 // bytes of the headers of an answer
-	maxWindow  = 128 << 20
+	maxToken   = 1 << 20   // bytes of a token server's answer
+	maxHeaders = 1 << 20   // bytes of the headers of an answer
+	maxWindow  = 128 << 20 // bytes of memory that a zstd frame may ask for (what the zstd tool allows by default)
 
 	// A layer may unpack to bombFloor + bombRatio times its compressed size: deflate packs at most 1:1032 and real layers hardly 1:20.
 	bombFloor = 1 << 30

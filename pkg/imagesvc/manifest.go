@@ -53,13 +53,13 @@ type picker struct {
 
 func (p *picker) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
 	if p.reads++; p.reads > maxDocuments {
-		return nil, fmt.Errorf("no image found after %d documents: %w", maxDocuments, refused)
+		return nil, fmt.Errorf("no image found after %d documents: %w", maxDocuments, errRefused)
 	}
 	if err := checkDescriptor(desc); err != nil {
 		return nil, err
 	}
 	if desc.Size > maxDocument {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d: %w", desc.Digest, desc.Size, maxDocument, refused)
+		return nil, fmt.Errorf("%s has %d bytes, more than %d: %w", desc.Digest, desc.Size, maxDocument, errRefused)
 	}
 	data, err := p.read(ctx, desc)
 	if err != nil {
@@ -73,7 +73,7 @@ func (p *picker) pick(ctx context.Context, desc ocispec.Descriptor, depth int) (
 	switch {
 	case images.IsIndexType(desc.MediaType):
 		if depth >= maxIndexDepth {
-			return nil, fmt.Errorf("%s: indexes nested more than %d deep: %w", desc.Digest, maxIndexDepth, refused)
+			return nil, fmt.Errorf("%s: indexes nested more than %d deep: %w", desc.Digest, maxIndexDepth, errRefused)
 		}
 		return p.index(ctx, desc, depth)
 	case images.IsManifestType(desc.MediaType):
@@ -81,7 +81,7 @@ func (p *picker) pick(ctx context.Context, desc ocispec.Descriptor, depth int) (
 	case strings.HasPrefix(desc.MediaType, "application/vnd.docker.distribution.manifest.v1"):
 		return nil, fmt.Errorf("%s is of Docker schema 1, which is no longer supported: push the image anew with a current tool: %w", desc.Digest, errdefs.ErrNotImplemented)
 	}
-	return nil, fmt.Errorf("%s is no container image: media type %q: %w", desc.Digest, desc.MediaType, refused)
+	return nil, fmt.Errorf("%s is no container image: media type %q: %w", desc.Digest, desc.MediaType, errRefused)
 }
 
 // body is a manifest or an index, whichever it turns out to be.
@@ -100,7 +100,7 @@ func parseBody(desc ocispec.Descriptor, data []byte) (*body, error) {
 		return nil, fmt.Errorf("%s: %w", desc.Digest, err)
 	}
 	if b.MediaType != "" && b.MediaType != desc.MediaType {
-		return nil, fmt.Errorf("%s calls itself %q but was announced as %q: %w", desc.Digest, b.MediaType, desc.MediaType, refused)
+		return nil, fmt.Errorf("%s calls itself %q but was announced as %q: %w", desc.Digest, b.MediaType, desc.MediaType, errRefused)
 	}
 	return &b, nil
 }
@@ -109,26 +109,26 @@ func parseBody(desc ocispec.Descriptor, data []byte) (*body, error) {
 // tell upper from lower case, other parsers do otherwise (CVE-2021-41190 is of that family).
 func decode(data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("not valid JSON: %v: %w", err, refused)
+		return fmt.Errorf("not valid JSON: %v: %w", err, errRefused)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return fmt.Errorf("not a JSON object: %w", refused)
+		return fmt.Errorf("not a JSON object: %w", errRefused)
 	}
 	seen := map[string]bool{}
 	for d.More() {
 		t, err := d.Token()
 		if err != nil {
-			return fmt.Errorf("not valid JSON: %v: %w", err, refused)
+			return fmt.Errorf("not valid JSON: %v: %w", err, errRefused)
 		}
 		key, _ := t.(string)
 		if seen[strings.ToLower(key)] {
-			return fmt.Errorf("key %q stands twice: %w", key, refused)
+			return fmt.Errorf("key %q stands twice: %w", key, errRefused)
 		}
 		seen[strings.ToLower(key)] = true
 		var skip json.RawMessage
 		if err := d.Decode(&skip); err != nil {
-			return fmt.Errorf("not valid JSON: %v: %w", err, refused)
+			return fmt.Errorf("not valid JSON: %v: %w", err, errRefused)
 		}
 	}
 	return nil
@@ -145,9 +145,9 @@ func (p *picker) index(ctx context.Context, desc ocispec.Descriptor, depth int) 
 	case err != nil:
 		return nil, err
 	case b.Layers != nil || b.Config != nil || b.FSLayers != nil:
-		return nil, fmt.Errorf("%s is an index and a manifest at once: %w", desc.Digest, refused)
+		return nil, fmt.Errorf("%s is an index and a manifest at once: %w", desc.Digest, errRefused)
 	case len(b.Manifests) > maxIndexSize:
-		return nil, fmt.Errorf("%s has %d entries, more than %d: %w", desc.Digest, len(b.Manifests), maxIndexSize, refused)
+		return nil, fmt.Errorf("%s has %d entries, more than %d: %w", desc.Digest, len(b.Manifests), maxIndexSize, errRefused)
 	}
 	for _, i := range p.candidates(b.Manifests) {
 		f, err := p.pick(ctx, b.Manifests[i], depth+1)
@@ -209,11 +209,11 @@ func (p *picker) manifest(ctx context.Context, desc ocispec.Descriptor) (*found,
 	case err != nil:
 		return nil, err
 	case b.Manifests != nil || b.FSLayers != nil:
-		return nil, fmt.Errorf("%s is a manifest and something else at once: %w", desc.Digest, refused)
+		return nil, fmt.Errorf("%s is a manifest and something else at once: %w", desc.Digest, errRefused)
 	case b.Config == nil:
-		return nil, fmt.Errorf("%s has no config: %w", desc.Digest, refused)
+		return nil, fmt.Errorf("%s has no config: %w", desc.Digest, errRefused)
 	case !images.IsConfigType(b.Config.MediaType):
-		return nil, fmt.Errorf("%s is no container image but an artifact: its config has media type %q: %w", desc.Digest, b.Config.MediaType, refused)
+		return nil, fmt.Errorf("%s is no container image but an artifact: its config has media type %q: %w", desc.Digest, b.Config.MediaType, errRefused)
 	}
 	if err := checkLayers(b); err != nil {
 		return nil, fmt.Errorf("%s: %w", desc.Digest, err)
@@ -240,14 +240,14 @@ func checkLayers(b *body) error {
 		return fmt.Errorf("config: %w", err)
 	}
 	if len(b.Layers) > maxLayers {
-		return fmt.Errorf("%d layers, more than %d: %w", len(b.Layers), maxLayers, refused)
+		return fmt.Errorf("%d layers, more than %d: %w", len(b.Layers), maxLayers, errRefused)
 	}
 	for i, l := range b.Layers {
 		if err := checkDescriptor(l); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 		if l.Digest == b.Config.Digest {
-			return fmt.Errorf("layer %d is also the config: %w", i, refused)
+			return fmt.Errorf("layer %d is also the config: %w", i, errRefused)
 		}
 		if _, err := layerCompression(l.MediaType); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
@@ -272,11 +272,11 @@ func (p *picker) readConfig(ctx context.Context, manifest, desc ocispec.Descript
 	}
 	diffs := f.config.RootFS.DiffIDs
 	if len(diffs) != len(f.layers) {
-		return nil, fmt.Errorf("config %s names %d layers, the manifest %d: %w", desc.Digest, len(diffs), len(f.layers), refused)
+		return nil, fmt.Errorf("config %s names %d layers, the manifest %d: %w", desc.Digest, len(diffs), len(f.layers), errRefused)
 	}
 	for i, d := range diffs {
 		if err := d.Validate(); err != nil {
-			return nil, fmt.Errorf("config %s: diff ID %d is no digest: %w", desc.Digest, i, refused)
+			return nil, fmt.Errorf("config %s: diff ID %d is no digest: %w", desc.Digest, i, errRefused)
 		}
 	}
 	f.chain = identity.ChainIDs(slices.Clone(diffs))
@@ -285,10 +285,10 @@ func (p *picker) readConfig(ctx context.Context, manifest, desc ocispec.Descript
 
 func checkDescriptor(d ocispec.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("%.80q is no digest: %w", d.Digest, refused)
+		return fmt.Errorf("%.80q is no digest: %w", d.Digest, errRefused)
 	}
 	if d.Size <= 0 {
-		return fmt.Errorf("%s has size %d: %w", d.Digest, d.Size, refused)
+		return fmt.Errorf("%s has size %d: %w", d.Digest, d.Size, errRefused)
 	}
 	return nil
 }

@@ -73,7 +73,7 @@ func TestIndex(t *testing.T) {
 		"second":         {target: index(wrong, right)},
 		"nested":         {target: index(wrong, index(index(right)))},
 		"no platform":    {target: index(bare(wrong), bare(right))},
-		"too deep":       {target: index(index(index(index(index(right))))), err: refused, text: "deep"},
+		"too deep":       {target: index(index(index(index(index(right))))), err: errRefused, text: "deep"},
 		"none":           {target: index(wrong), err: errdefs.ErrNotFound, text: "windows/" + goarch},
 		"other manifest": {target: bare(wrong), err: errdefs.ErrNotFound, text: "linux/" + goarch},
 	} {
@@ -126,35 +126,35 @@ func TestHostileImages(t *testing.T) {
 		target ocispec.Descriptor
 		err    error
 	}{
-		"wrong diff ID":      {with(func(i *testImage) { i.config.RootFS.DiffIDs[0] = digest.FromString("x") }), refused},
-		"too many diff IDs":  {with(func(i *testImage) { i.config.RootFS.DiffIDs = append(i.config.RootFS.DiffIDs, digest.FromString("x")) }), refused},
-		"too few diff IDs":   {with(func(i *testImage) { i.config.RootFS.DiffIDs = nil }), refused},
-		"size too small":     {with(func(i *testImage) { i.manifest.Layers[0].Size-- }), refused},
+		"wrong diff ID":      {with(func(i *testImage) { i.config.RootFS.DiffIDs[0] = digest.FromString("x") }), errRefused},
+		"too many diff IDs":  {with(func(i *testImage) { i.config.RootFS.DiffIDs = append(i.config.RootFS.DiffIDs, digest.FromString("x")) }), errRefused},
+		"too few diff IDs":   {with(func(i *testImage) { i.config.RootFS.DiffIDs = nil }), errRefused},
+		"size too small":     {with(func(i *testImage) { i.manifest.Layers[0].Size-- }), errRefused},
 		"size too large":     {with(func(i *testImage) { i.manifest.Layers[0].Size++ }), ErrRegistryUnavailable},
-		"size negative":      {with(func(i *testImage) { i.manifest.Layers[0].Size = -1 }), refused},
+		"size negative":      {with(func(i *testImage) { i.manifest.Layers[0].Size = -1 }), errRefused},
 		"size huge":          {with(func(i *testImage) { i.manifest.Layers[0].Size = 1 << 62 }), errdefs.ErrResourceExhausted},
-		"bad digest":         {with(func(i *testImage) { i.manifest.Layers[0].Digest = "sha256:../../x" }), refused},
-		"md5":                {with(func(i *testImage) { i.manifest.Layers[0].Digest = "md5:d41d8cd98f00b204e9800998ecf8427e" }), refused},
-		"config is layer":    {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromString("x"), Size: 1}, "layers": []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("x"), Size: 1}}}, manifestType), refused},
+		"bad digest":         {with(func(i *testImage) { i.manifest.Layers[0].Digest = "sha256:../../x" }), errRefused},
+		"md5":                {with(func(i *testImage) { i.manifest.Layers[0].Digest = "md5:d41d8cd98f00b204e9800998ecf8427e" }), errRefused},
+		"config is layer":    {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromString("x"), Size: 1}, "layers": []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("x"), Size: 1}}}, manifestType), errRefused},
 		"layer missing":      {with(func(i *testImage) { i.manifest.Layers[0].Digest = digest.FromString("missing") }), errdefs.ErrNotFound},
-		"encrypted":          {with(func(i *testImage) { i.manifest.Layers[0].MediaType += "+encrypted" }), refused},
-		"artifact":           {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: "application/vnd.helm", Digest: digest.FromString("x"), Size: 1}}, manifestType), refused},
-		"both":               {r.addJSON(map[string]any{"config": ocispec.Descriptor{}, "layers": []string{}, "manifests": []string{}}, manifestType), refused},
-		"index with layers":  {r.addJSON(map[string]any{"layers": []string{}, "manifests": []ocispec.Descriptor{}}, indexType), refused},
-		"double key":         {r.add(doubled, manifestType), refused},
-		"deep JSON":          {r.add([]byte(`{"config":`+strings.Repeat("[", 100000)+strings.Repeat("]", 100000)+`}`), manifestType), refused},
-		"other type":         {r.add([]byte(`{"mediaType":"`+indexType+`"}`), manifestType), refused},
-		"index too large":    {r.addJSON(ocispec.Index{MediaType: indexType, Manifests: many}, indexType), refused},
+		"encrypted":          {with(func(i *testImage) { i.manifest.Layers[0].MediaType += "+encrypted" }), errRefused},
+		"artifact":           {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: "application/vnd.helm", Digest: digest.FromString("x"), Size: 1}}, manifestType), errRefused},
+		"both":               {r.addJSON(map[string]any{"config": ocispec.Descriptor{}, "layers": []string{}, "manifests": []string{}}, manifestType), errRefused},
+		"index with layers":  {r.addJSON(map[string]any{"layers": []string{}, "manifests": []ocispec.Descriptor{}}, indexType), errRefused},
+		"double key":         {r.add(doubled, manifestType), errRefused},
+		"deep JSON":          {r.add([]byte(`{"config":`+strings.Repeat("[", 100000)+strings.Repeat("]", 100000)+`}`), manifestType), errRefused},
+		"other type":         {r.add([]byte(`{"mediaType":"`+indexType+`"}`), manifestType), errRefused},
+		"index too large":    {r.addJSON(ocispec.Index{MediaType: indexType, Manifests: many}, indexType), errRefused},
 		"manifest too large": {r.add([]byte(`{"x":"`+strings.Repeat("x", 5<<20)+`"}`), manifestType), errdefs.ErrNotFound},
-		"config too large":   {with(func(i *testImage) { i.config.Author = strings.Repeat("x", 5<<20) }), refused},
+		"config too large":   {with(func(i *testImage) { i.config.Author = strings.Repeat("x", 5<<20) }), errRefused},
 		"schema 1":           {r.addJSON(map[string]any{"schemaVersion": 1}, "application/vnd.docker.distribution.manifest.v1+prettyjws"), errdefs.ErrNotImplemented},
-		"plain as gzip":      {r.push(r.image(retype(plainLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), refused},
-		"zstd as gzip":       {r.push(r.image(retype(zstdLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), refused},
-		"gzip as plain":      {r.push(r.image(retype(gzipLayer(file("a", "1")), ocispec.MediaTypeImageLayer))), refused},
-		"cut gzip":           {r.push(r.image(cut)), refused},
-		"trailing garbage":   {r.push(r.image(trailing)), refused},
-		"no archive":         {r.push(r.image(gzipped([]byte(strings.Repeat("no archive ", 1000))))), refused},
-		"bomb":               {r.push(r.image(bomb)), refused},
+		"plain as gzip":      {r.push(r.image(retype(plainLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), errRefused},
+		"zstd as gzip":       {r.push(r.image(retype(zstdLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), errRefused},
+		"gzip as plain":      {r.push(r.image(retype(gzipLayer(file("a", "1")), ocispec.MediaTypeImageLayer))), errRefused},
+		"cut gzip":           {r.push(r.image(cut)), errRefused},
+		"trailing garbage":   {r.push(r.image(trailing)), errRefused},
+		"no archive":         {r.push(r.image(gzipped([]byte(strings.Repeat("no archive ", 1000))))), errRefused},
+		"bomb":               {r.push(r.image(bomb)), errRefused},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.Pull(t.Context(), r.tag("h:"+strings.ReplaceAll(name, " ", "-"), c.target), Auth{})
@@ -174,7 +174,7 @@ func TestWrongBytes(t *testing.T) {
 	r.blobs[digest.FromBytes(l.blob)] = gzipLayer(file("a", "2")).blob
 	r.mu.Unlock()
 	_, err := s.Pull(t.Context(), ref, Auth{})
-	if !errors.Is(err, refused) {
+	if !errors.Is(err, errRefused) {
 		t.Error(err)
 	}
 	checkEmpty(t, s)
@@ -184,7 +184,7 @@ func TestWrongBytes(t *testing.T) {
 	r.mu.Lock()
 	r.blobs[digest.FromBytes(l.blob)] = same
 	r.mu.Unlock()
-	if _, err := s.Pull(t.Context(), ref, Auth{}); !errors.Is(err, refused) {
+	if _, err := s.Pull(t.Context(), ref, Auth{}); !errors.Is(err, errRefused) {
 		t.Error(err)
 	}
 	checkEmpty(t, s)

@@ -142,7 +142,7 @@ type limitedBuffer struct {
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
 	if len(p) > b.left {
-		return 0, fmt.Errorf("document exceeds %d bytes: %w", maxDocument, refused)
+		return 0, fmt.Errorf("document exceeds %d bytes: %w", maxDocument, errRefused)
 	}
 	b.left -= len(p)
 	b.data = append(b.data, p...)
@@ -169,7 +169,7 @@ func (r *registry) fetch(ctx context.Context, desc ocispec.Descriptor, w io.Writ
 		}
 	}
 	if got := digest.NewDigest(desc.Digest.Algorithm(), c.hash); got != desc.Digest {
-		return ranged.Load(), fmt.Errorf("fetching %s: the bytes have digest %s: %w", desc.Digest, got, refused)
+		return ranged.Load(), fmt.Errorf("fetching %s: the bytes have digest %s: %w", desc.Digest, got, errRefused)
 	}
 	return ranged.Load(), nil
 }

@@ -100,8 +100,8 @@ func (s *Service) Release(id digest.Digest) {
 	}
 	last := e != nil && e.count == 0
 	s.uses.mu.Unlock()
-	if last && !s.catalog.has(id) && s.ctx.Err() == nil {
-		s.wg.Go(func() {
+	if last && !s.catalog.has(id) {
+		s.background(func() {
 			if err := s.dropUnused(s.ctx, id); err != nil {
 				s.log.WithError(err).WithField("image", id).Warn("the layers of a removed image stay until the next removal")
 			}
