@@ -58,6 +58,9 @@ func (s *Shim) prepare() error {
 func (s *Shim) launch(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, launchPatience)
 	defer cancel()
+	if err := s.prepare(); err != nil { // the last shim may have cleaned up
+		return err
+	}
 	pid, err := s.start()
 	if err != nil {
 		return fmt.Errorf("start %s: %w", s.binary, err)

@@ -174,11 +174,6 @@ func (n *node) end(base string) {
 		}
 	}
 	pid := n.shimPid()
-	for _, line := range strings.Split(n.mountsOf(pid), "\n") {
-		if strings.Contains(line, n.state+"/rootfs/") {
-			t.Errorf("mount left: %s", line)
-		}
-	}
 	for _, dir := range []string{"containers", "rootfs", "libcontainer"} {
 		if left, _ := os.ReadDir(filepath.Join(n.state, dir)); len(left) > 0 {
 			t.Errorf("left in %s: %v", dir, left)
@@ -206,8 +201,9 @@ func (n *node) end(base string) {
 		t.Error("shim.pid left")
 	}
 	n.checkCgroups()
-	n.must(unix.Unmount(filepath.Join(n.state, rootfsName), 0))
-	n.must(os.RemoveAll(base))
+	if err := os.RemoveAll(base); err != nil { // a mount that is left would be busy
+		t.Error(err)
+	}
 }
 
 // checkCgroups removes the parent of the containers' cgroups, which fails if one is left.

@@ -301,3 +301,21 @@ func TestUnreachableShimIsReplaced(t *testing.T) {
 		t.Errorf("exit %+v", e)
 	}
 }
+
+// A log that cannot be opened again does not keep a container from being adopted, nor from running.
+func TestAdoptWithoutLog(t *testing.T) {
+	n := newNode(t)
+	n.rootfs("c")
+	logs := filepath.Join(n.layers, "logs")
+	n.must(os.Mkdir(logs, 0o755))
+	spec := n.spec("c", "sh", "-c", "sleep 0.5; seq 200000; exit 33")
+	_, err := n.Create(t.Context(), "c", CreateOptions{Spec: spec, LogPath: filepath.Join(logs, "c.log")})
+	n.must(err)
+	n.must(n.Start(t.Context(), "c"))
+	n.must(os.RemoveAll(logs))
+	n.killShim()
+	n.awaitReplacement()
+	if e := n.exit("c"); e.Code != 33 {
+		t.Errorf("exit %+v", e)
+	}
+}

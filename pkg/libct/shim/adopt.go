@@ -63,8 +63,8 @@ func (s *Shim) resume(c *container, stdio *os.File) (err error) {
 		s.publish(c)
 		return nil
 	}
-	if err := s.reopenStreams(c); err != nil {
-		return err
+	if err := s.reopenStreams(c); err != nil { // it is watched all the same
+		c.log.WithError(err).Error("the output is lost")
 	}
 	if c.pidfd == nil {
 		if c.pidfd, err = openProcess(c.Pid, c.StartTime); err != nil {
@@ -107,7 +107,7 @@ func (s *Shim) reopenStreams(c *container) (err error) {
 			return nil
 		}
 		c.reads[0] = c.pty
-		return c.openOutput()
+		return c.continueOutput()
 	}
 	for i, name := range []string{stdoutFIFO, stderrFIFO} {
 		if c.reads[i], err = openFile(filepath.Join(s.dir(c.id), name), unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
@@ -118,7 +118,7 @@ func (s *Shim) reopenStreams(c *container) (err error) {
 		// That CloseStdin has removed it, or nobody reads it, is no error.
 		c.stdin, _ = openFile(filepath.Join(s.dir(c.id), stdinFIFO), unix.O_WRONLY|unix.O_NONBLOCK)
 	}
-	return c.openOutput()
+	return c.continueOutput()
 }
 
 // dismantle removes what is left of a container that was being made when a shim

@@ -112,7 +112,7 @@ func (s *Shim) openFIFOs(c *container, p *libcontainer.Process, config *configs.
 	if err := s.openStdio(c, p, uid, gid); err != nil {
 		return err
 	}
-	return c.openOutput()
+	return c.openOutput(c.Args.LogPath)
 }
 
 // launched takes possession of the process that libcontainer has started.
@@ -129,7 +129,7 @@ func (s *Shim) launched(c *container, p *libcontainer.Process, term *console) er
 			return err
 		}
 		c.reads[0] = c.pty
-		if err := c.openOutput(); err != nil {
+		if err := c.openOutput(c.Args.LogPath); err != nil {
 			return err
 		}
 	}

@@ -74,7 +74,7 @@ func (s *Shim) replace(u *upgrade) error {
 		if c.out == nil {
 			continue
 		}
-		if e := c.openOutput(); e != nil {
+		if e := c.continueOutput(); e != nil {
 			c.log.WithError(e).Error("open output again")
 		}
 	}

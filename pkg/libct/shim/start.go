@@ -32,13 +32,15 @@ func (s *Shim) start(id string) error {
 			return err
 		}
 	}
-	p, err := newPeek(c.Args.Terminal, h.out)
-	if err != nil {
-		return err
+	if h.out != nil { // else it was lost with an earlier shim
+		p, err := newPeek(c.Args.Terminal, h.out)
+		if err != nil {
+			return err
+		}
+		defer p.close()
+		c.setPeek(p)
+		defer c.setPeek(nil)
 	}
-	defer p.close()
-	c.setPeek(p)
-	defer c.setPeek(nil)
 	if err := lc.Exec(); err != nil {
 		if c.over() || pidfd.Ended(h.pidfd) {
 			return failf(wire.CodeState, "container %s: ended before it was started", id)

@@ -100,16 +100,27 @@ func openStdin(path string) (read, write *os.File, err error) {
 	return read, write, nil
 }
 
-// openOutput starts to carry the container's output.
-func (c *container) openOutput() (err error) {
+// openOutput starts to carry the container's output into a log.
+func (c *container) openOutput(logPath string) (err error) {
 	c.out, err = output.Open(output.Config{
-		LogPath: c.Args.LogPath, Terminal: c.Args.Terminal,
+		LogPath: logPath, Terminal: c.Args.Terminal,
 		Stdout: c.reads[0], Stderr: c.reads[1], Log: c.log,
 	})
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// continueOutput does it for a container that runs already: without the log, if
+// that cannot be opened any more, since the container must not wait for a reader.
+func (c *container) continueOutput() error {
+	err := c.openOutput(c.Args.LogPath)
+	if err == nil || c.Args.LogPath == "" {
+		return err
+	}
+	c.log.WithError(err).Error("the log is lost")
+	return c.openOutput("")
 }
 
 // console is the socket over which libcontainer's init passes the pty master.

@@ -32,7 +32,7 @@ type Method string
 const (
 	Hello       Method = "hello"        // → Version, Build, Pid
 	MountRootfs Method = "mount-rootfs" // Rootfs → [root directory]
-	Create      Method = "create"       // Create → Pid [pidfd, then stdin writer or pty master if there is one]
+	Create      Method = "create"       // Create → Pid [pidfd, then stdin writer or pty master if there is one]; no Pid: Start will tell why
 	Start       Method = "start"
 	Exec        Method = "exec"   // Exec [stdin, stdout, stderr, those that Exec names] → Pid [pidfd, then pty master if there is one], then Exit
 	Signal      Method = "signal" // Signal, All or Pid
