@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/libct"
@@ -64,7 +65,7 @@ func (m *Manager) exec(ctx context.Context, id string, cmd []string, s Streams, 
 	if err != nil {
 		return 0, err
 	}
-	oci, err := m.shim.Spec(c.id)
+	first, err := m.firstProcess(c)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
@@ -73,7 +74,7 @@ func (m *Manager) exec(ctx context.Context, id string, cmd []string, s Streams, 
 		return 0, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	defer pipes.close()
-	proc, err := m.shim.Exec(ctx, c.id, spec.Process(oci, cmd, s.TTY), pipes.theirs)
+	proc, err := m.shim.Exec(ctx, c.id, spec.Process(first, cmd, s.TTY), pipes.theirs)
 	pipes.closeTheirs()
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", c.id, err)
@@ -93,6 +94,22 @@ func (m *Manager) exec(ctx context.Context, id string, cmd []string, s Streams, 
 	}
 	pipes.drain()
 	return int32(exit.Code), nil
+}
+
+// firstProcess is the part of the container's spec that an exec is modelled on.
+// It never changes, and is kept from the first exec on: a spec is large, and
+// probes are frequent.
+func (m *Manager) firstProcess(c *container) (*specs.Spec, error) {
+	if s := c.process.Load(); s != nil {
+		return s, nil
+	}
+	s, err := m.shim.Spec(c.id)
+	if err != nil {
+		return nil, err
+	}
+	s = &specs.Spec{Process: s.Process}
+	c.process.Store(s)
+	return s, nil
 }
 
 // killProcess kills an exec's process and waits a moment for its end.

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/sandbox/store"
@@ -57,6 +59,8 @@ type container struct {
 	op   opLock
 	made *creation
 	gone chan struct{} // closed when the process has exited and rec says so
+
+	process atomic.Pointer[specs.Spec] // see firstProcess
 
 	mu       sync.Mutex
 	rec      containerRecord
