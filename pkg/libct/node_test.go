@@ -162,6 +162,7 @@ func (n *node) must(err error) {
 // end deletes all, ends the shim, and looks whether something is left.
 func (n *node) end(base string) {
 	t := n.t
+	defer os.RemoveAll(base)
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	list, err := n.List(ctx)
