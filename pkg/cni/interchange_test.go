@@ -81,6 +81,10 @@ func observe(t *testing.T, p Pod, result Result, data string) world {
 	w.Rules = normal(ruleset(t), p)
 	w.Links = normal(run(t, "bridge", "-d", "link", "show")+run(t, "bridge", "vlan", "show")+run(t, "ip", "addr", "show", "br-x"), p)
 	inPod(t, p, func() error {
+		eventually(t, "the pod's interface is reported to be up", func() bool {
+			l, err := netlink.LinkByName(ifName)
+			return err == nil && l.Attrs().OperState == netlink.OperUp
+		})
 		w.PodLinks = normal(run(t, "ip", "addr")+run(t, "ip", "route")+run(t, "ip", "-6", "route"), p)
 		return nil
 	})

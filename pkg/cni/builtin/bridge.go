@@ -141,10 +141,16 @@ func (p *Plugins) bridgeAdd(ctx context.Context, r *Request) (types.Result, erro
 	if err != nil {
 		return nil, err
 	}
-	if !conf.DisableContainerInterface {
-		err = p.awaitCarrier(ctx, host)
+	if conf.DisableContainerInterface {
+		return result, nil
 	}
-	return result, err
+	// The port first: the bridge has no carrier without one.
+	for _, link := range []*netlink.LinkAttrs{host, br.Attrs()} {
+		if err := p.awaitCarrier(ctx, link); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
 }
 
 // spoofID names the macspoofchk rules of an interface.
@@ -244,24 +250,25 @@ func gatewaysOf(conf *bridgeConf, result *current.Result) ([]net.IPNet, error) {
 	return append(v4, v6...), nil
 }
 
-// awaitCarrier waits until the host's end of the pair is up, which is when the bridge forwards to it.
-func (p *Plugins) awaitCarrier(ctx context.Context, host *netlink.LinkAttrs) error {
+// awaitCarrier waits until a link is reported to be up: the kernel makes a carrier effective in the background, and what
+// is sent before is lost.
+func (p *Plugins) awaitCarrier(ctx context.Context, link *netlink.LinkAttrs) error {
 	const giveUp = 2550 * time.Millisecond // as the reference
 	deadline := time.Now().Add(giveUp)
-	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		l, err := p.host.LinkByIndex(host.Index)
+	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		l, err := p.host.LinkByIndex(link.Index)
 		if err != nil {
-			return fmt.Errorf("bridge: port %s: %w", host.Name, err)
+			return fmt.Errorf("bridge: link %s: %w", link.Name, err)
 		}
 		if l.Attrs().OperState == netlink.OperUp {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("bridge: port %s stays in state %s", host.Name, l.Attrs().OperState)
+			return fmt.Errorf("bridge: link %s stays in state %s", link.Name, l.Attrs().OperState)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("bridge: wait for port %s: %w", host.Name, ctx.Err())
+			return fmt.Errorf("bridge: wait for link %s: %w", link.Name, ctx.Err())
 		case <-time.After(wait):
 		}
 	}
@@ -289,7 +296,7 @@ func (p *Plugins) bridgeDel(ctx context.Context, r *Request) error {
 		return nil
 	}
 	if conf.IPMasq {
-		if err := unmasquerade(addrs, instance{conf.Name, r.IfName, r.ContainerID}); err != nil {
+		if err := p.unmasquerade(addrs, instance{conf.Name, r.IfName, r.ContainerID}); err != nil {
 			return err
 		}
 	}

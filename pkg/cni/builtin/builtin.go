@@ -49,19 +49,20 @@ type Request struct {
 type Exec func(ctx context.Context, plugin string, r Request) ([]byte, error)
 
 // Plugins is the set of built-in plugins and what they keep between calls. It is safe for concurrent use.
-// It works in the network namespace of the thread that called New.
+// It works in the network namespace of the process.
 type Plugins struct {
 	exec   Exec
 	log    *logrus.Entry
 	host   netlinksafe.Handle
 	stores stores
 	reaper *reaper
+	nft    nftConn
 	ports  portMapper
 }
 
 // New opens the netlink socket of the host. Close ends what it started.
 func New(exec Exec, log *logrus.Entry) (*Plugins, error) {
-	host, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	host, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
@@ -71,6 +72,7 @@ func New(exec Exec, log *logrus.Entry) (*Plugins, error) {
 // Close deletes the links that are still to be deleted and releases the sockets.
 func (p *Plugins) Close() error {
 	p.reaper.flush()
+	p.nft.close()
 	p.host.Close()
 	return nil
 }

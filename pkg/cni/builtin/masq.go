@@ -1,7 +1,6 @@
 package builtin
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"github.com/containernetworking/plugins/pkg/utils"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 )
 
@@ -50,39 +48,38 @@ func (p *Plugins) masquerade(conf *bridgeConf, ips []*current.IPConfig, i instan
 	for _, addr := range ips {
 		nets = append(nets, &addr.Address)
 	}
-	switch conf.IPMasqBackend {
-	case backendNFTables:
-		return masqueradeNFT(nets, i)
-	case "":
-		err := masqueradeNFT(nets, i)
-		if err == nil || !noNFTables(err) {
-			return err
+	backend := conf.IPMasqBackend
+	if backend == "" {
+		backend = backendNFTables
+		if !p.nft.usable() {
+			backend = backendIPTables
 		}
-		p.log.WithError(err).Info("bridge: the kernel has no nftables; masquerading with iptables")
-		fallthrough
+	}
+	switch backend {
+	case backendNFTables:
+		return p.masqueradeNFT(nets, i)
 	case backendIPTables:
-		backend := backendIPTables
 		return ip.SetupIPMasqForNetworks(&backend, nets, i.network, i.ifname, i.containerID)
 	}
-	return fmt.Errorf("bridge: ipMasqBackend %q is neither %q nor %q", conf.IPMasqBackend, backendNFTables, backendIPTables)
+	return fmt.Errorf("bridge: ipMasqBackend %q is neither %q nor %q", backend, backendNFTables, backendIPTables)
 }
 
-func masqueradeNFT(nets []*net.IPNet, i instance) error {
+func (p *Plugins) masqueradeNFT(nets []*net.IPNet, i instance) error {
 	table := &nftables.Table{Name: masqTable, Family: nftables.TableFamilyINet}
 	chain := &nftables.Chain{Name: masqChain, Table: table}
-	nft := &nftables.Conn{}
-	addRules := func() {
+	add := func(nft *nftables.Conn) error {
 		for _, n := range nets {
 			nft.AddRule(rule(chain, i.comment(),
 				matchFamily(n.IP), matchSource(n.IP), matchDestinationNet(expr.CmpOpNeq, n), masquerade()))
 		}
+		return nft.Flush()
 	}
-	addRules()
-	err := nft.Flush()
+	err := p.nft.do(add)
 	if missing(err) { // the first pod since the node started, or since somebody flushed the ruleset
-		addMasqChains(nft, table)
-		addRules()
-		err = nft.Flush()
+		err = p.nft.do(func(nft *nftables.Conn) error {
+			addMasqChains(nft, table)
+			return add(nft)
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("bridge: ipMasq: nftables table %s: %w", masqTable, err)
@@ -106,20 +103,13 @@ func addMasqChains(nft *nftables.Conn, table *nftables.Table) {
 }
 
 // unmasquerade removes the rules of an instance, of either backend.
-func unmasquerade(addrs []*net.IPNet, i instance) error {
-	err := deleteRules(&nftables.Table{Name: masqTable, Family: nftables.TableFamilyINet}, i.id(), masqChain)
-	if err != nil && !noNFTables(err) {
+func (p *Plugins) unmasquerade(addrs []*net.IPNet, i instance) error {
+	err := p.nft.deleteRules(&nftables.Table{Name: masqTable, Family: nftables.TableFamilyINet}, i.id(), masqChain)
+	if err != nil {
 		return err
 	}
-	if !iptablesChain(utils.FormatChainName(i.network, i.containerID)) {
+	if !p.iptablesChain(utils.FormatChainName(i.network, i.containerID)) {
 		return nil
 	}
 	return ip.TeardownIPMasqForNetworks(addrs, i.network, i.ifname, i.containerID)
-}
-
-func missing(err error) bool { return errors.Is(err, unix.ENOENT) }
-
-// noNFTables is true for what a kernel without nftables says.
-func noNFTables(err error) bool {
-	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
 }

@@ -1,14 +1,19 @@
 package builtin
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -131,13 +136,80 @@ func natChain(table *nftables.Table, name string, hook *nftables.ChainHook, prio
 	return &nftables.Chain{Table: table, Name: name, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority}
 }
 
+// nftConn is the one connection to nftables. It is kept: the kernel frees deleted rules in the background after an RCU
+// grace period, and closing any netlink socket of netfilter waits for that, 20 to 40 ms.
+// Its zero value is ready. It is safe for concurrent use.
+type nftConn struct {
+	mu     sync.Mutex
+	conn   *nftables.Conn
+	lister *nl.NetlinkSocket // for list
+
+	probe   sync.Once
+	present bool
+}
+
+// usable says whether the kernel has nftables.
+func (n *nftConn) usable() bool {
+	n.probe.Do(func() {
+		n.present = n.do(func(nft *nftables.Conn) error {
+			_, err := nft.ListTablesOfFamily(nftables.TableFamilyINet)
+			return err
+		}) == nil
+	})
+	return n.present
+}
+
+// do calls f, alone. After an error answers may be left in the socket, so the next call gets another.
+func (n *nftConn) do(f func(*nftables.Conn) error) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conn == nil {
+		if err := n.open(); err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+	}
+	err := f(n.conn)
+	if err != nil {
+		n.drop()
+	}
+	return err
+}
+
+func (n *nftConn) open() (err error) {
+	if n.lister, err = nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER); err != nil {
+		return err
+	}
+	if n.conn, err = nftables.New(nftables.AsLasting()); err != nil {
+		n.lister.Close()
+	}
+	return err
+}
+
+func (n *nftConn) drop() {
+	if n.conn != nil {
+		n.lister.Close()
+		_ = n.conn.CloseLasting() // a netlink socket holds nothing that could be lost
+		n.conn = nil
+	}
+}
+
+func (n *nftConn) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.drop()
+}
+
 // deleteRules deletes the rules of some chains of a table whose comment starts with a prefix that belongs to one owner.
 // Chains that do not exist have no rules.
-func deleteRules(table *nftables.Table, prefix string, chains ...string) error {
+func (n *nftConn) deleteRules(table *nftables.Table, prefix string, chains ...string) error {
+	if !n.usable() {
+		return nil
+	}
 	const attempts = 5 // another process may delete the same rules between the list and the deletion
 	var err error
 	for range attempts {
-		if err = deleteRulesOnce(table, prefix, chains); !missing(err) {
+		err = n.do(func(nft *nftables.Conn) error { return n.deleteRulesOnce(nft, table, prefix, chains) })
+		if !missing(err) {
 			break
 		}
 	}
@@ -147,26 +219,62 @@ func deleteRules(table *nftables.Table, prefix string, chains ...string) error {
 	return nil
 }
 
-func deleteRulesOnce(table *nftables.Table, prefix string, chains []string) error {
-	nft := &nftables.Conn{}
+func (n *nftConn) deleteRulesOnce(nft *nftables.Conn, table *nftables.Table, prefix string, chains []string) error {
 	for _, name := range chains {
-		rules, err := nft.GetRules(table, &nftables.Chain{Name: name, Table: table})
-		if missing(err) {
-			continue
-		}
+		rules, err := n.list(table, name)
 		if err != nil {
 			return err
 		}
 		for _, r := range rules {
-			comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			if !strings.HasPrefix(comment, prefix) {
+			if !strings.HasPrefix(r.comment, prefix) {
 				continue
 			}
-			r.Table = table
-			if err := nft.DelRule(r); err != nil {
+			err := nft.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: name, Table: table}, Handle: r.handle})
+			if err != nil {
 				return err
 			}
 		}
 	}
 	return nft.Flush()
 }
+
+// foundRule is what is needed of a rule to find and delete it.
+type foundRule struct {
+	handle  uint64
+	comment string
+}
+
+// list returns the rules of a chain, none if it does not exist. It does not look at what the rules say, which makes it
+// twenty times as fast as nftables.Conn.GetRules: there is a rule for each address of each pod.
+func (n *nftConn) list(table *nftables.Table, chain string) ([]foundRule, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: n.lister}}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(table.Family), Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(table.Name)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
+	if err != nil {
+		return nil, fmt.Errorf("list chain %s: %w", chain, err)
+	}
+	rules := make([]foundRule, 0, len(msgs))
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
+		if err != nil {
+			return nil, fmt.Errorf("list chain %s: %w", chain, err)
+		}
+		var r foundRule
+		for _, a := range attrs {
+			switch a.Attr.Type {
+			case unix.NFTA_RULE_HANDLE:
+				r.handle = binary.BigEndian.Uint64(a.Value)
+			case unix.NFTA_RULE_USERDATA:
+				r.comment, _ = userdata.GetString(a.Value, userdata.TypeComment)
+			}
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+// missing says whether a rule, chain or table that a batch is about does not exist.
+func missing(err error) bool { return errors.Is(err, unix.ENOENT) }

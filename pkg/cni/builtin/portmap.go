@@ -65,7 +65,9 @@ func (c *portmapConf) conditions(ip net.IP) []string {
 type portMapper struct {
 	iptables sync.Once
 	usable   bool // iptables
-	nft      nftPorts
+
+	mu               sync.Mutex // of the nftables backend
+	v4Ready, v6Ready bool       // the base chains are as this process writes them when there are no conditions
 }
 
 func parsePortmap(r *Request) (*portmapConf, error) {
@@ -178,7 +180,7 @@ func (p *Plugins) forward(ctx context.Context, conf *portmapConf, addr net.IPNet
 	if conf.Backend == backendIPTables {
 		err = forwardIPTables(conf, addr)
 	} else {
-		err = p.ports.nft.forward(ctx, conf, addr.IP)
+		err = p.forwardNFT(ctx, conf, addr.IP)
 	}
 	if err != nil {
 		return err
@@ -219,7 +221,12 @@ func (p *Plugins) forgetFlows(ports []portEntry, v6 bool) {
 		if e.Protocol != "udp" {
 			continue
 		}
-		if err := utils.DeleteConntrackEntriesForDstPort(uint16(e.HostPort), utils.PROTOCOL_UDP, family); err != nil {
+		filter := &netlink.ConntrackFilter{}
+		err := errors.Join(filter.AddProtocol(unix.IPPROTO_UDP), filter.AddPort(netlink.ConntrackOrigDstPort, uint16(e.HostPort)))
+		if err == nil {
+			_, err = p.host.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
+		}
+		if err != nil {
 			p.log.WithError(err).WithField("port", e.HostPort).Warn("portmap: forget old UDP flows")
 		}
 	}
@@ -247,10 +254,10 @@ func (p *Plugins) portmapDel(_ context.Context, r *Request) error {
 	if err != nil {
 		return err
 	}
-	if err := unforwardNFT(conf.containerID); err != nil {
+	if err := p.unforwardNFT(conf.containerID); err != nil {
 		return err
 	}
-	if err := unforwardIPTables(conf); err != nil {
+	if err := p.unforwardIPTables(conf); err != nil {
 		return err
 	}
 	p.forgetFlows(conf.RuntimeConfig.Ports, false)

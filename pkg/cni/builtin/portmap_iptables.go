@@ -203,10 +203,10 @@ func portLists(ports []portEntry) [][]string {
 }
 
 // unforwardIPTables removes the chains of a container, if there are any.
-func unforwardIPTables(conf *portmapConf) error {
+func (p *Plugins) unforwardIPTables(conf *portmapConf) error {
 	pod := ipChain{name: podChainName(conf), from: []string{dnatChain}}
 	old := ipChain{name: utils.MustFormatChainNameWithPrefix(conf.Name, conf.containerID, "SN-"), from: []string{oldSnatChain}}
-	if !iptablesChain(pod.name) && !iptablesChain(old.name) {
+	if !p.iptablesChain(pod.name) && !p.iptablesChain(old.name) {
 		return nil
 	}
 	var errs []error
@@ -223,17 +223,27 @@ func unforwardIPTables(conf *portmapConf) error {
 
 // iptablesChain says whether iptables may have a chain of this name in the nat table of either family, without running it:
 // iptables-nft keeps its chains in nftables, and the kernel names the tables of legacy iptables.
-func iptablesChain(name string) bool {
+func (p *Plugins) iptablesChain(name string) bool {
 	for family, legacy := range map[nftables.TableFamily]string{
 		nftables.TableFamilyIPv4: "/proc/net/ip_tables_names", nftables.TableFamilyIPv6: "/proc/net/ip6_tables_names",
 	} {
 		if tables, err := os.ReadFile(legacy); err == nil && slices.Contains(strings.Fields(string(tables)), natTable) {
 			return true
 		}
-		table := &nftables.Table{Name: natTable, Family: family}
-		if c, err := (&nftables.Conn{}).ListChain(table, name); err == nil && c != nil {
+		if p.nft.usable() && p.nftChain(&nftables.Table{Name: natTable, Family: family}, name) {
 			return true
 		}
 	}
 	return false
+}
+
+// nftChain says whether a chain has rules, or cannot be read.
+func (p *Plugins) nftChain(table *nftables.Table, name string) bool {
+	found := false
+	err := p.nft.do(func(*nftables.Conn) error {
+		rules, err := p.nft.list(table, name)
+		found = len(rules) > 0
+		return err
+	})
+	return found || err != nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -16,10 +15,10 @@ import (
 const (
 	portTable = "cni_hostport"
 
-	portEntryChain  = "hostports_all"    // jumps to the next two
-	portOldChain    = "hostip_hostports" // unused since plugins v1.6, kept as the reference keeps it
-	portChain       = "hostports"        // one rule for each host port
-	portMasqueChain = "masquerading"     // of what the pod or the host sends to a host port of the pod
+	portEntryChain = "hostports_all"    // jumps to the next two
+	portOldChain   = "hostip_hostports" // unused since plugins v1.6, kept as the reference keeps it
+	portChain      = "hostports"        // one rule for each host port
+	portMasqChain  = "masquerading"     // of what the pod or the host sends to a host port of the pod
 )
 
 // portBaseChains are where packets to host ports come by: from elsewhere, and from the host itself. They have the names
@@ -29,12 +28,6 @@ var portBaseChains = []struct {
 	hook *nftables.ChainHook
 }{{"prerouting", nftables.ChainHookPrerouting}, {"output", nftables.ChainHookOutput}}
 
-// nftPorts is the nftables backend of portmap.
-type nftPorts struct {
-	mu   sync.Mutex
-	base map[nftables.TableFamily]bool // the base chains are as this process writes them when there are no conditions
-}
-
 func portTableOf(ip net.IP) *nftables.Table {
 	if ip.To4() != nil {
 		return &nftables.Table{Name: portTable, Family: nftables.TableFamilyIPv4}
@@ -42,43 +35,44 @@ func portTableOf(ip net.IP) *nftables.Table {
 	return &nftables.Table{Name: portTable, Family: nftables.TableFamilyIPv6}
 }
 
-// forward adds the rules that lead the host ports to an address of the pod.
+// forwardNFT adds the rules that lead the host ports to an address of the pod.
 //
 // The base chains are written by the first call and when they turn out to be missing. Conditions are words of the nft
 // language and thus need the nft program, which then writes the base chains each time, as the reference does.
-func (n *nftPorts) forward(ctx context.Context, conf *portmapConf, pod net.IP) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+func (p *Plugins) forwardNFT(ctx context.Context, conf *portmapConf, pod net.IP) error {
+	p.ports.mu.Lock()
+	defer p.ports.mu.Unlock()
 	table := portTableOf(pod)
-	nft := &nftables.Conn{}
+	ready := &p.ports.v6Ready
+	if pod.To4() != nil {
+		ready = &p.ports.v4Ready
+	}
 	conditions := conf.conditions(pod)
-	if len(conditions) > 0 && conditions[0] != "" {
-		n.know(table.Family, false)
+	conditional := len(conditions) > 0 && conditions[0] != ""
+	if conditional {
+		*ready = false
 		if err := writeConditions(ctx, table.Family, conditions); err != nil {
 			return err
 		}
-	} else if !n.base[table.Family] {
-		addPortChains(nft, table)
 	}
-	addPortRules(nft, table, conf, pod)
-	err := nft.Flush()
-	if missing(err) && n.base[table.Family] { // somebody flushed the ruleset
-		addPortChains(nft, table)
-		addPortRules(nft, table, conf, pod)
-		err = nft.Flush()
+	add := func(base bool) error {
+		return p.nft.do(func(nft *nftables.Conn) error {
+			if base {
+				addPortChains(nft, table)
+			}
+			addPortRules(nft, table, conf, pod)
+			return nft.Flush()
+		})
+	}
+	err := add(!conditional && !*ready)
+	if missing(err) && *ready { // somebody flushed the ruleset
+		err = add(true)
 	}
 	if err != nil {
 		return fmt.Errorf("portmap: nftables table %s: %w", portTable, err)
 	}
-	n.know(table.Family, len(conditions) == 0)
+	*ready = !conditional
 	return nil
-}
-
-func (n *nftPorts) know(family nftables.TableFamily, base bool) {
-	if n.base == nil {
-		n.base = map[nftables.TableFamily]bool{}
-	}
-	n.base[family] = base
 }
 
 // addPortChains makes the base chains: what is addressed to the host itself goes through the rules of the pods.
@@ -115,7 +109,7 @@ func addPortRules(nft *nftables.Conn, table *nftables.Table, conf *portmapConf, 
 	if !conf.snat() {
 		return
 	}
-	masq := nft.AddChain(natChain(table, portMasqueChain, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource))
+	masq := nft.AddChain(natChain(table, portMasqChain, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource))
 	nft.AddRule(rule(masq, conf.containerID, matchSource(pod), matchDestination(pod), masquerade()))
 	if pod.To4() != nil {
 		nft.AddRule(rule(masq, conf.containerID, matchSource(net.IPv4(127, 0, 0, 1)), matchDestination(pod), masquerade()))
@@ -156,11 +150,10 @@ func writeConditions(ctx context.Context, family nftables.TableFamily, condition
 }
 
 // unforwardNFT removes the rules of a container for both families.
-func unforwardNFT(containerID string) error {
+func (p *Plugins) unforwardNFT(containerID string) error {
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		table := &nftables.Table{Name: portTable, Family: family}
-		err := deleteRules(table, containerID, portChain, portOldChain, portMasqueChain)
-		if err != nil && !noNFTables(err) {
+		if err := p.nft.deleteRules(table, containerID, portChain, portOldChain, portMasqChain); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package builtin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -52,13 +53,17 @@ func (s *stores) directory(path string) *directory {
 }
 
 // store is host-local's disk store for the time of one call: its files and its lock, with the memory of a directory.
-// Lock waits no longer than the context.
+// Lock waits no longer than the context. The allocator does not look at its error, so without the lock Reserve fails and
+// the rest does nothing.
 type store struct {
 	*disk.Store
 	*directory
-	ctx  context.Context
-	lock *os.File
+	ctx    context.Context
+	lock   *os.File
+	failed error // of the last Lock; nil: the lock is held
 }
+
+var errNotLocked = errors.New("the addresses are not locked")
 
 func (s *stores) open(ctx context.Context, network, dataDir string) (*store, error) {
 	if dataDir == "" {
@@ -68,7 +73,7 @@ func (s *stores) open(ctx context.Context, network, dataDir string) (*store, err
 	if err != nil {
 		return nil, fmt.Errorf("open the addresses of network %q in %s: %w", network, dataDir, err)
 	}
-	return &store{Store: files, ctx: ctx, directory: s.directory(filepath.Join(dataDir, network))}, nil
+	return &store{Store: files, ctx: ctx, failed: errNotLocked, directory: s.directory(filepath.Join(dataDir, network))}, nil
 }
 
 // owner is what the file of an address holds.
@@ -76,6 +81,11 @@ func owner(id, ifname string) string { return strings.TrimSpace(id) + disk.LineB
 
 // Lock takes the lock of the directory, in this process and among processes, and makes its memory true.
 func (s *store) Lock() error {
+	s.failed = s.acquire()
+	return s.failed
+}
+
+func (s *store) acquire() error {
 	select {
 	case s.sem <- struct{}{}:
 	case <-s.ctx.Done():
@@ -144,6 +154,10 @@ func (s *store) refresh() error {
 
 // Unlock gives the lock back and remembers the directory as it stands.
 func (s *store) Unlock() error {
+	if s.failed != nil {
+		return s.failed
+	}
+	s.failed = errNotLocked
 	info, err := os.Stat(s.path)
 	if err != nil {
 		s.owners = nil
@@ -164,20 +178,22 @@ func (s *store) release() {
 
 // Reserve takes an address if nobody has it. The lock is held.
 func (s *store) Reserve(id, ifname string, ip net.IP, rangeID string) (bool, error) {
+	if s.failed != nil {
+		return false, s.failed
+	}
 	ok, err := s.Store.Reserve(id, ifname, ip, rangeID)
 	if ok && err == nil {
 		key := owner(id, ifname)
 		s.owners[key] = append(s.owners[key], ip.String())
-	}
-	if err != nil {
-		s.owners = map[string][]string{}
-		s.stamp = time.Time{}
 	}
 	return ok, err
 }
 
 // GetByID returns the addresses of an interface. The lock is held.
 func (s *store) GetByID(id, ifname string) []net.IP {
+	if s.failed != nil {
+		return nil
+	}
 	var ips []net.IP
 	for _, key := range []string{owner(id, ifname), strings.TrimSpace(id)} {
 		for _, name := range s.owners[key] {
@@ -190,6 +206,9 @@ func (s *store) GetByID(id, ifname string) []net.IP {
 // ReleaseByID gives back the addresses of an interface, also those that a plugin before 0.7 wrote without its name.
 // The lock is held.
 func (s *store) ReleaseByID(id, ifname string) error {
+	if s.failed != nil {
+		return s.failed
+	}
 	for _, key := range []string{owner(id, ifname), strings.TrimSpace(id)} {
 		for _, name := range s.owners[key] {
 			if err := os.Remove(filepath.Join(s.path, name)); err != nil && !os.IsNotExist(err) {
