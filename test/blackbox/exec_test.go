@@ -51,6 +51,7 @@ func TestExecSync(t *testing.T) {
 		}
 	})
 	t.Run("in a container that has ended", func(t *testing.T) {
+		p := p.in(t)
 		ended := p.start(sh("exit 0"))
 		ended.ended()
 		if _, err := ended.exec("true"); err == nil {

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 			return err
 		}
 		var err error
-		if n, err = node.Start("n"); err != nil {
+		if n, err = node.Start("n", node.Options{}); err != nil {
 			return err
 		}
 		return warmUp()

@@ -122,6 +122,13 @@ func podOn(t *testing.T, on *node.Node, tweaks ...func(*runtimeapi.PodSandboxCon
 	return p
 }
 
+// in is the pod as a subtest has it.
+func (p *pod) in(t *testing.T) *pod {
+	q := *p
+	q.t = t
+	return &q
+}
+
 func (p *pod) remove() {
 	p.t.Helper()
 	if _, err := p.node.Runtimes.StopPodSandbox(p.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {

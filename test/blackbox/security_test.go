@@ -33,6 +33,7 @@ func TestUsers(t *testing.T) {
 		}, "1000 1000 1000 60000"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			p := p.in(t)
 			got := p.says(image(c.image), security(c.set), sh(`echo $(id -u) $(id -g) $(id -G | tr ' ' '\n' | sort -n)`))
 			equal(t, "uid, gid, groups", strings.TrimSpace(got), c.want)
 		})
@@ -69,6 +70,7 @@ func TestCapabilities(t *testing.T) {
 		{"none for other users", func(s *securityContext) { s.RunAsUser = &runtimeapi.Int64Value{Value: 1000} }, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			p := p.in(t)
 			got := strings.TrimSpace(p.says(security(c.set), sh(caps)))
 			equal(t, "effective capabilities", got, fmt.Sprintf("%016x", c.want))
 		})
@@ -100,6 +102,7 @@ func TestSeccomp(t *testing.T) {
 		{"no filter", "grep Seccomp: /proc/1/status | cut -f2", with(runtimeapi.SecurityProfile_Unconfined, ""), "0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			p := p.in(t)
 			equal(t, "output", strings.TrimSpace(p.says(security(c.set), sh("exec 2>/dev/null; "+c.script))), c.want)
 		})
 	}

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestCritest(t *testing.T) {
-	n, err := node.Start("critest")
+	n, err := node.Start("critest", node.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

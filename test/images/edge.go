@@ -30,6 +30,7 @@ func edge(b *builder) error {
 		return err
 	}
 	busybox.Docker = false
+	busybox.Config.Labels = map[string]string{"set": "edge"} // its own image ID
 	e := edges{builder: b, busybox: busybox}
 	e.trees()
 	e.layers()

@@ -78,7 +78,8 @@ func outside() (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	if err := os.Setenv(scratchEnv, dir); err != nil {
+	// Root of a pod's user namespace must be able to pass, as it can where the daemon's directories usually are.
+	if err := errors.Join(os.Chmod(dir, 0o711), os.Setenv(scratchEnv, dir)); err != nil {
 		return 1, err
 	}
 	defer func() {

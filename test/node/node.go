@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,55 +30,59 @@ type Node struct {
 	Images   runtimeapi.ImageServiceClient
 	Runtimes runtimeapi.RuntimeServiceClient
 
-	conn *grpc.ClientConn
-	cmd  *exec.Cmd
-	args []string
-	done chan error // the daemon's end
+	options Options
+	conn    *grpc.ClientConn
+	cmd     *exec.Cmd
+	args    []string
+	done    chan error // the daemon's end
 }
 
-// conflist is the network of the tests: a bridge with both families and host ports.
-const conflist = `{ "cniVersion": "1.0.0", "name": "test", "plugins": [
-  { "type": "bridge", "bridge": "test0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true,
-    "ipam": { "type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.233.0.0/16"}], [{"subnet": "fd00:233::/64"}]],
+// Options are how a node differs from the usual one, which has a configuration file and a network of its own.
+type Options struct {
+	Bare          bool // no configuration file at all, as on a fresh machine, and so the built-in network
+	PrivateMounts bool // the daemon's mounts are not shared with anybody, as on a machine without systemd
+}
+
+// conflist is the network of a node: a bridge with both families and host ports.
+const conflist = `{ "cniVersion": "1.0.0", "name": %[1]q, "plugins": [
+  { "type": "bridge", "bridge": "%[1]s0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true,
+    "ipam": { "type": "host-local", "dataDir": %[2]q, "ranges": [[{"subnet": "10.%[3]d.0.0/16"}], [{"subnet": "fd00:%[3]d::/64"}]],
               "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}] } },
   { "type": "portmap", "capabilities": {"portMappings": true}, "snat": true, "backend": "nftables" } ] }
 `
 
-// Start starts criserver with all its files below Scratch()/name, or connects to the runtime of -endpoint. The lines of
-// extra are added to its configuration file.
-func Start(name string, extra ...string) (*Node, error) {
+var subnets atomic.Int32 // each node of a test binary has its own
+
+// Start starts criserver with all its files below Scratch()/name, or connects to the runtime of -endpoint.
+func Start(name string, o Options) (*Node, error) {
 	if *Endpoint != "" {
 		n := &Node{Socket: strings.TrimPrefix(*Endpoint, "unix://")}
 		return n, n.connect()
 	}
-	n := &Node{Dir: filepath.Join(Scratch(), name)}
+	n := &Node{Dir: filepath.Join(Scratch(), name), options: o}
 	n.Socket = filepath.Join(n.Dir, "cri.sock")
-	if err := n.configure(extra); err != nil {
-		return nil, err
-	}
-	n.args = []string{"--config", filepath.Join(n.Dir, "config.toml")}
-	return n, n.Boot()
-}
-
-// StartBare starts criserver as on a fresh machine: without any configuration file, and so with the built-in network.
-func StartBare(name string) (*Node, error) {
-	n := &Node{Dir: filepath.Join(Scratch(), name)}
-	n.Socket = filepath.Join(n.Dir, "cri.sock")
-	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
-		return nil, err
+	for _, name := range []string{"criserver", "criserver-shim"} {
+		if err := copyBinary(filepath.Join(*binDir, name), filepath.Join(n.Dir, "bin", name), nil); err != nil {
+			return nil, err
+		}
 	}
 	n.args = []string{"--root", n.Root(), "--state", n.State(), "--listen", n.Socket}
+	if !o.Bare {
+		n.args = []string{"--config", n.Config()}
+		if err := n.configure(name); err != nil {
+			return nil, err
+		}
+	}
 	return n, n.Boot()
 }
 
-func (n *Node) configure(extra []string) error {
+func (n *Node) configure(name string) error {
 	hosts, networks := filepath.Join(n.Dir, "certs.d/_default"), filepath.Join(n.Dir, "net.d")
-	config := fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n%s\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n",
-		n.Socket, n.Root(), n.State(), strings.Join(extra, "\n"), filepath.Dir(hosts), networks)
 	for file, text := range map[string]string{
-		filepath.Join(n.Dir, "config.toml"):      config,
+		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n",
+			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks),
 		filepath.Join(hosts, "hosts.toml"):       fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", *registry),
-		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, filepath.Join(n.Dir, "ipam")),
+		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, name, filepath.Join(n.Dir, "ipam"), 232+subnets.Add(1)),
 	} {
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			return err
@@ -88,6 +93,48 @@ func (n *Node) configure(extra []string) error {
 	}
 	return nil
 }
+
+// Retire ends the daemon and then the shim, which must have nothing left to look after.
+func (n *Node) Retire() error {
+	shim := n.ShimPid()
+	if err := n.Stop(); err != nil {
+		return err
+	}
+	if err := unix.Kill(shim, unix.SIGTERM); err != nil {
+		return fmt.Errorf("end shim %d: %w", shim, err)
+	}
+	for range 500 {
+		if unix.Kill(shim, 0) != nil {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("shim %d does not end although it has nothing to look after", shim)
+}
+
+// NewShim puts another build of the shim in place of the one that is installed: one that does the same.
+func (n *Node) NewShim() error {
+	shim := filepath.Join(n.Dir, "bin/criserver-shim")
+	return copyBinary(shim, shim, []byte("another build"))
+}
+
+// copyBinary replaces to by a copy of from with something behind its end, which the kernel does not look at.
+func copyBinary(from, to string, behind []byte) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(to+".new", append(b, behind...), 0o755); err != nil {
+		return err
+	}
+	return os.Rename(to+".new", to)
+}
+
+// Config is the daemon's configuration file.
+func (n *Node) Config() string { return filepath.Join(n.Dir, "config.toml") }
 
 // Root is the daemon's durable directory.
 func (n *Node) Root() string { return filepath.Join(n.Dir, "root") }
@@ -105,9 +152,12 @@ func (n *Node) Boot() error {
 		return err
 	}
 	defer log.Close()
-	n.cmd = exec.Command(filepath.Join(*binDir, "criserver"), n.args...)
+	n.cmd = exec.Command(filepath.Join(n.Dir, "bin/criserver"), n.args...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if n.options.PrivateMounts {
+		n.cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS // Go makes all mounts of it private
+	}
 	if err := n.cmd.Start(); err != nil {
 		return err
 	}
