@@ -31,7 +31,7 @@ func (c *config) capable(capability string) bool {
 	return slices.ContainsFunc(c.list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Capabilities[capability] })
 }
 
-// speaks says whether the configuration asks for a version of CNI that has the verbs STATUS and GC.
+// speaksStatus says whether the configuration asks for a version of CNI that has the verbs STATUS and GC (1.1).
 func (c *config) speaksStatus() bool {
 	ok, err := version.GreaterThanOrEqualTo(c.list.CNIVersion, "1.1.0")
 	return ok && err == nil

@@ -262,6 +262,13 @@ func TestDelWithoutPortMappings(t *testing.T) {
 			if len(mentions(t, "7120")) == 0 {
 				t.Fatal("ADD made no rule")
 			}
+			// One whose ID only starts the same is somebody else.
+			if err := n.Teardown(context.Background(), Pod{ID: p.ID[:10]}); err != nil {
+				t.Fatal(err)
+			}
+			if len(mentions(t, "7120")) == 0 {
+				t.Fatal("DEL of another pod removed the rules")
+			}
 			// Whoever lost the record and the cache knows an ID.
 			if err := n.book.drop(p.ID); err != nil {
 				t.Fatal(err)

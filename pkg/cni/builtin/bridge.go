@@ -13,7 +13,6 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
 	"github.com/containernetworking/plugins/pkg/ip"
-	"github.com/containernetworking/plugins/pkg/ipam"
 	"github.com/containernetworking/plugins/pkg/link"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -181,12 +180,8 @@ func (p *Plugins) address(ctx context.Context, r *Request, conf *bridgeConf, net
 	if err != nil {
 		return err
 	}
-	err = netns.Do(func(ns.NetNS) error {
-		setPodSysctls(r.IfName, conf.EnableDAD)
-		return ipam.ConfigureIface(r.IfName, result)
-	})
-	if err != nil {
-		return fmt.Errorf("bridge: configure %s in the pod: %w", r.IfName, err)
+	if err := configurePod(netns, r.IfName, conf.EnableDAD, result); err != nil {
+		return fmt.Errorf("bridge: interface %s of the pod: %w", r.IfName, err)
 	}
 	if err := p.ensureGateways(conf, br, gateways, result); err != nil {
 		return err
@@ -199,21 +194,6 @@ func (p *Plugins) address(ctx context.Context, r *Request, conf *bridgeConf, net
 
 func dnsEmpty(dns types.DNS) bool {
 	return dns.Nameservers == nil && dns.Search == nil && dns.Options == nil && dns.Domain == ""
-}
-
-// setPodSysctls prepares an interface for its addresses. A node may lack IPv6, so a sysctl that is not there is no error.
-func setPodSysctls(ifname string, dad bool) {
-	v6 := "/proc/sys/net/ipv6/conf/" + ifname
-	if dad {
-		_ = writeSysctl(v6+"/enhanced_dad", "1")
-		_ = writeSysctl(v6+"/accept_dad", "1")
-	} else {
-		_ = writeSysctl(v6+"/accept_dad", "0")
-	}
-	// A neighbour on the bridge must not be able to give the pod a router (CVE-2020-10749).
-	_ = writeSysctl(v6+"/accept_ra", "0")
-	// Neighbours may remember the address with the hardware address of its last owner: announce the new one.
-	_ = writeSysctl("/proc/sys/net/ipv4/conf/"+ifname+"/arp_notify", "1")
 }
 
 // gatewaysOf points the addresses at the pod's interface and returns the addresses that the bridge needs as their

@@ -104,8 +104,8 @@ func addMasqChains(nft *nftables.Conn, table *nftables.Table) {
 
 // unmasquerade removes the rules of an instance, of either backend.
 func (p *Plugins) unmasquerade(addrs []*net.IPNet, i instance) error {
-	err := p.nft.deleteRules(&nftables.Table{Name: masqTable, Family: nftables.TableFamilyINet}, i.id(), masqChain)
-	if err != nil {
+	owned := func(comment string) bool { return strings.HasPrefix(comment, i.id()) } // the rest may be cut
+	if err := p.nft.deleteRules(&nftables.Table{Name: masqTable, Family: nftables.TableFamilyINet}, owned, masqChain); err != nil {
 		return err
 	}
 	if !p.iptablesChain(utils.FormatChainName(i.network, i.containerID)) {

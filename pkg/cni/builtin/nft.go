@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 
 	"github.com/google/nftables"
@@ -199,16 +198,16 @@ func (n *nftConn) close() {
 	n.drop()
 }
 
-// deleteRules deletes the rules of some chains of a table whose comment starts with a prefix that belongs to one owner.
+// deleteRules deletes the rules of some chains of a table whose comment is that of an owner.
 // Chains that do not exist have no rules.
-func (n *nftConn) deleteRules(table *nftables.Table, prefix string, chains ...string) error {
+func (n *nftConn) deleteRules(table *nftables.Table, owned func(comment string) bool, chains ...string) error {
 	if !n.usable() {
 		return nil
 	}
 	const attempts = 5 // another process may delete the same rules between the list and the deletion
 	var err error
 	for range attempts {
-		err = n.do(func(nft *nftables.Conn) error { return n.deleteRulesOnce(nft, table, prefix, chains) })
+		err = n.do(func(nft *nftables.Conn) error { return n.deleteRulesOnce(nft, table, owned, chains) })
 		if !missing(err) {
 			break
 		}
@@ -219,14 +218,14 @@ func (n *nftConn) deleteRules(table *nftables.Table, prefix string, chains ...st
 	return nil
 }
 
-func (n *nftConn) deleteRulesOnce(nft *nftables.Conn, table *nftables.Table, prefix string, chains []string) error {
+func (n *nftConn) deleteRulesOnce(nft *nftables.Conn, table *nftables.Table, owned func(comment string) bool, chains []string) error {
 	for _, name := range chains {
 		rules, err := n.list(table, name)
 		if err != nil {
 			return err
 		}
 		for _, r := range rules {
-			if !strings.HasPrefix(r.comment, prefix) {
+			if !owned(r.comment) {
 				continue
 			}
 			err := nft.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: name, Table: table}, Handle: r.handle})

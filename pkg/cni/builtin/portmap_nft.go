@@ -151,9 +151,10 @@ func writeConditions(ctx context.Context, family nftables.TableFamily, condition
 
 // unforwardNFT removes the rules of a container for both families.
 func (p *Plugins) unforwardNFT(containerID string) error {
+	owned := func(comment string) bool { return comment == containerID }
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		table := &nftables.Table{Name: portTable, Family: family}
-		if err := p.nft.deleteRules(table, containerID, portChain, portOldChain, portMasqChain); err != nil {
+		if err := p.nft.deleteRules(table, owned, portChain, portOldChain, portMasqChain); err != nil {
 			return err
 		}
 	}
