@@ -30,7 +30,7 @@ LDFLAGS   := -s -w -X main.version=$(VERSION)
 SHIM_TAGS := netgo osusergo seccomp runc_nocriu
 PODINIT   := pkg/libct/shim/podinit
 
-.PHONY: help build deps deps-build deps-test unit blackbox critest test demo lint tools images install clean distclean
+.PHONY: help build deps-build deps-demo deps-test unit blackbox critest test demo lint tools crictl images install clean distclean
 help:
 	@sed -n 's/^#\( \|$$\)//p' Makefile | sed '/^What is needed/q'
 
@@ -64,6 +64,7 @@ CRITEST := $(CACHE)/bin/critest
 IMAGES := $(CACHE)/images
 
 tools: $(CRICTL) $(CRITEST)
+crictl: $(CRICTL)
 $(CRICTL): test/tools/go.mod test/tools/build
 	test/tools/build crictl $@
 # critest pulls one image by a digest that only upstream's bytes have; ours is put in its place.
@@ -94,7 +95,7 @@ test:
 	@$(TESTSUM) unit blackbox critest
 
 demo:
-	@go run ./test/demo -cache $(CACHE)
+	@go run ./test/demo -bin bin -cache $(CACHE)
 
 lint: $(PODINIT)/init.bin
 	@out=$$(gofmt -l cmd pkg hack test); [ -z "$$out" ] || { echo "gofmt -w $$out"; exit 1; }

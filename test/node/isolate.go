@@ -1,4 +1,4 @@
-// Package node gives a test binary a machine of its own and a runtime on it.
+// Package node gives a program, mostly of tests, a machine of its own and a runtime on it.
 //
 // Main runs the tests in namespaces for the network, mounts and processes, with the test files' registry on the
 // loopback: nothing of this machine's network is touched, whatever is left behind in there is the runtime's, and all of
@@ -15,7 +15,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -35,8 +34,14 @@ const (
 	scratchEnv = "CRISERVER_TEST_DIR"
 )
 
+// Runner is what runs on a node: a *testing.M, or a program of its own.
+type Runner interface{ Run() int }
+
+// Inside says whether this process is on the node already.
+func Inside() bool { return os.Getenv(stageEnv) != "" }
+
 // Main is the whole of a TestMain; setup runs in the node before the tests.
-func Main(m *testing.M, setup func() error) {
+func Main(m Runner, setup func() error) {
 	flag.Parse()
 	var code int
 	var err error
@@ -57,7 +62,7 @@ func Main(m *testing.M, setup func() error) {
 	os.Exit(code)
 }
 
-func runTests(m *testing.M, setup func() error) (int, error) {
+func runTests(m Runner, setup func() error) (int, error) {
 	if err := setup(); err != nil {
 		return 1, err
 	}
@@ -69,9 +74,9 @@ func outside() (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, errors.New("these tests must run as root")
 	}
-	for _, f := range []string{*binDir + "/criserver", *binDir + "/criserver-shim", *CacheDir + "/bin/crictl", *CacheDir + "/images/critest/index.json"} {
+	for _, f := range []string{*binDir + "/criserver", *binDir + "/criserver-shim", *CacheDir + "/bin/crictl"} {
 		if _, err := os.Stat(f); err != nil {
-			return 1, fmt.Errorf("%w: `make build tools images` makes it", err)
+			return 1, fmt.Errorf("%w: `make build tools` makes it", err)
 		}
 	}
 	dir, err := os.MkdirTemp("", "criserver-")

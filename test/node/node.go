@@ -182,7 +182,12 @@ func (n *Node) connect() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for {
-		_, err := n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+		// Only when somebody listens is gRPC let loose: after a refusal it would wait for a second.
+		c, err := net.Dial("unix", n.Socket)
+		if err == nil {
+			c.Close()
+			_, err = n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+		}
 		if err == nil {
 			return nil
 		}
@@ -192,7 +197,7 @@ func (n *Node) connect() error {
 			return fmt.Errorf("the daemon ended: %v", end)
 		case <-ctx.Done():
 			return fmt.Errorf("the daemon does not answer: %w", err)
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }
@@ -279,6 +284,9 @@ func ServeImages() error {
 	if err != nil {
 		return err
 	}
+	if len(indexes) == 0 {
+		return fmt.Errorf("no images in %s: `make images` makes them", *CacheDir)
+	}
 	var layouts []*oci.Layout
 	for _, index := range indexes {
 		l, err := oci.Open(filepath.Dir(index))
@@ -287,6 +295,11 @@ func ServeImages() error {
 		}
 		layouts = append(layouts, l)
 	}
+	return Serve(layouts...)
+}
+
+// Serve starts a registry at -registry.
+func Serve(layouts ...*oci.Layout) error {
 	lis, err := net.Listen("tcp", *registry)
 	if err != nil {
 		return err
