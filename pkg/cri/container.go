@@ -1,10 +1,13 @@
 package cri
 
 import (
+	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/sandbox"
 )
 
@@ -52,7 +55,7 @@ func (s *Server) containerStatus(c sandbox.Container) *runtimeapi.ContainerStatu
 		Message:     c.Message,
 		Labels:      c.Config.GetLabels(),
 		Annotations: c.Config.GetAnnotations(),
-		Mounts:      c.Config.GetMounts(),
+		Mounts:      mounts(c),
 		LogPath:     c.LogPath,
 		Resources:   &runtimeapi.ContainerResources{Linux: c.Resources},
 		ImageId:     string(c.ImageID),
@@ -65,6 +68,22 @@ func (s *Server) containerStatus(c sandbox.Container) *runtimeapi.ContainerStatu
 		status.User.Linux.SupplementalGroups = append(status.User.Linux.SupplementalGroups, int64(gid))
 	}
 	return status
+}
+
+// mounts are those of the request. Of an image they have its ID, by which the kubelet knows that it is in use, and its
+// digest (ImageSpec.image_ref).
+func mounts(c sandbox.Container) []*runtimeapi.Mount {
+	out := slices.Clone(c.Config.GetMounts())
+	volumes := c.Volumes
+	for i, m := range out {
+		if !spec.IsImage(m) || len(volumes) == 0 {
+			continue
+		}
+		out[i] = proto.CloneOf(m)
+		out[i].Image.Image, out[i].Image.ImageRef = string(volumes[0].ID), volumes[0].Ref
+		volumes = volumes[1:]
+	}
+	return out
 }
 
 // namedImage is the image spec of the request. People see it in the pod's status, so where the request has the image's

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -17,6 +18,11 @@ func (s *Server) CreateContainer(ctx context.Context, r *runtimeapi.CreateContai
 	}
 	if _, err := s.checkImage("config.image", r.GetConfig().GetImage()); err != nil {
 		return nil, err
+	}
+	for i, m := range r.GetConfig().GetMounts() {
+		if err := s.checkHandler(fmt.Sprintf("config.mounts[%d].image.runtime_handler", i), m.GetImage().GetRuntimeHandler()); err != nil {
+			return nil, err
+		}
 	}
 	id, err := s.sandboxes.CreateContainer(ctx, r.GetPodSandboxId(), r.GetConfig())
 	if err != nil {

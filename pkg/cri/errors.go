@@ -2,12 +2,14 @@ package cri
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/imagesvc"
 	"github.com/criserver/criserver/pkg/libct"
 )
@@ -55,12 +57,17 @@ func toStatus(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
+	text := err.Error()
+	var volume *spec.ImageVolumeError
+	if errors.As(err, &volume) { // a prefix that the kubelet looks for, too
+		text = fmt.Sprintf("%v: %v", crierrors.ErrImageVolumeMountFailed, err)
+	}
 	for _, kind := range kinds {
 		if kind.is(err) {
-			return status.Error(kind.code, err.Error())
+			return status.Error(kind.code, text)
 		}
 	}
-	return status.Error(codes.Unknown, err.Error())
+	return status.Error(codes.Unknown, text)
 }
 
 // ignoreNotFound is for the calls that must succeed for what is not there (StopPodSandbox, RemovePodSandbox,

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
@@ -65,6 +66,17 @@ func lookup[T any](all []T, kind, id string, idOf func(T) string) (found T, err 
 		}
 	}
 	return found, fmt.Errorf("%s %.80q: %w", kind, id, errdefs.ErrNotFound)
+}
+
+func (f *fakeSandboxes) VolumeUser(id digest.Digest) string {
+	for _, c := range f.containers {
+		for _, v := range c.Volumes {
+			if v.ID == id {
+				return c.ID
+			}
+		}
+	}
+	return ""
 }
 
 func (f *fakeSandboxes) RunPod(_ context.Context, c *runtimeapi.PodSandboxConfig, handler string) (string, error) {

@@ -25,6 +25,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
@@ -53,6 +54,7 @@ type Sandboxes interface {
 	Containers() []sandbox.Container
 	ReopenLog(ctx context.Context, id string) error
 	Spec(id string) (*specs.Spec, error)
+	VolumeUser(image digest.Digest) (container string)
 
 	ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (sandbox.ExecResult, error)
 	Exec(ctx context.Context, id string, cmd []string, s sandbox.Streams) (int32, error)

@@ -20,7 +20,7 @@ func (e *StartError) Error() string { return e.Reason }
 // repeatable are the calls that have the same effect when they are made twice, so
 // that they are made again if a shim died over them.
 var repeatable = map[wire.Method]bool{
-	wire.MountRootfs: true, wire.Delete: true, wire.List: true, wire.ReopenLog: true, wire.CloseStdin: true,
+	wire.MountRootfs: true, wire.MountImages: true, wire.Delete: true, wire.List: true, wire.ReopenLog: true, wire.CloseStdin: true,
 }
 
 // call makes a call with a single reply, once the shim is there. If ctx ends

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -40,6 +41,17 @@ func (s *Shim) MountRootfs(ctx context.Context, id string, r wire.Rootfs) (*os.F
 		return nil, fmt.Errorf("mount root filesystem of %s: no directory came: %w", id, errdefs.ErrInternal)
 	}
 	return files[0], nil
+}
+
+// MountImages mounts images as volumes of a container whose root filesystem is
+// mounted. What is wrong with a sub path is ErrInvalidArgument.
+func (s *Shim) MountImages(ctx context.Context, id string, images []wire.Image) error {
+	return s.simple(ctx, &wire.Request{Method: wire.MountImages, ID: id, Images: images})
+}
+
+// ImagePath is where the n-th image of MountImages is in the mount namespace in which the container is made.
+func (s *Shim) ImagePath(id string, n int) string {
+	return filepath.Join(s.o.State, rootfsName, id+imagesSuffix, strconv.Itoa(n))
 }
 
 // cleanupTime bounds the removal of what a failed Create has left.

@@ -28,6 +28,7 @@ const (
 	logName       = "shim.log"
 	rootfsName    = "rootfs"
 	containerName = "containers"
+	imagesSuffix  = ".images" // after a container's ID, beside its root filesystem
 )
 
 // Options configure Open.

@@ -116,6 +116,9 @@ func (m *Manager) newContainerRecord(p *pod, cfg *runtimeapi.ContainerConfig, im
 	if len(img.Digests) > 0 {
 		rec.ImageRef = img.Digests[0]
 	}
+	if rec.Volumes, err = m.volumeImages(cfg); err != nil {
+		return containerRecord{}, err
+	}
 	if dir := p.snapshot().Config.GetLogDirectory(); dir != "" && cfg.GetLogPath() != "" {
 		rec.LogPath = filepath.Join(dir, cfg.GetLogPath())
 	}
@@ -152,6 +155,7 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 	b := &containerBuild{
 		m: m, c: c, img: img, initPid: initPid,
 		pod: m.podSnapshot(c.pod), cfg: s.Config, logPath: s.LogPath, dir: m.containerDir(c.id),
+		volumes: map[string]string{},
 	}
 	defer b.close()
 	stages := []struct {
@@ -161,6 +165,7 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 		{"record", func(context.Context) error { return m.setContainerState(c, ContainerCreating, nil) }},
 		{"log directory", b.makeLogDirectory},
 		{"root filesystem", b.mountRootfs},
+		{"image volumes", b.mountImages},
 		{"user", b.resolveUser},
 		{"volumes", b.makeVolumes},
 		{"spec", b.makeSpec},
@@ -223,13 +228,10 @@ func (b *containerBuild) makeLogDirectory(context.Context) error {
 }
 
 func (b *containerBuild) mountRootfs(ctx context.Context) error {
-	layers, err := b.m.o.Images.Use(ctx, b.img.ID)
+	layers, err := b.use(ctx, b.img.ID)
 	if err != nil {
 		return err
 	}
-	b.c.mu.Lock()
-	b.c.uses = true
-	b.c.mu.Unlock()
 	r := wire.Rootfs{Lower: layers, Upper: filepath.Join(b.dir, "upper"), Work: filepath.Join(b.dir, "work")}
 	r.UIDMap, r.GIDMap = spec.Mappings(b.pod.Config)
 	for _, d := range []string{b.dir, r.Upper, r.Work} {
@@ -254,7 +256,6 @@ func (b *containerBuild) makeVolumes(ctx context.Context) error {
 		return err
 	}
 	uid, gid := rootOwner(b.pod.Config)
-	b.volumes = make(map[string]string, len(paths))
 	for i, path := range paths {
 		dir := filepath.Join(b.dir, "volumes", strconv.Itoa(i))
 		if err := os.MkdirAll(dir, 0o755); err != nil {

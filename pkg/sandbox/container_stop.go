@@ -153,7 +153,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	if err := errors.Join(m.shim.Delete(ctx, c.id), os.RemoveAll(m.containerDir(c.id))); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	m.releaseImage(c)
+	m.releaseImages(c)
 	if err := m.store.Delete(store.Containers, c.id); err != nil {
 		return err
 	}
@@ -168,13 +168,13 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	return nil
 }
 
-// releaseImage ends the container's use of its image, once.
-func (m *Manager) releaseImage(c *container) {
+// releaseImages ends the container's uses of images, once.
+func (m *Manager) releaseImages(c *container) {
 	c.mu.Lock()
-	uses, id := c.uses, c.rec.ImageID
-	c.uses = false
+	uses := c.uses
+	c.uses = nil
 	c.mu.Unlock()
-	if uses {
+	for _, id := range uses {
 		m.o.Images.Release(id)
 	}
 }

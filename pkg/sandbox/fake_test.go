@@ -131,12 +131,16 @@ type fakeShim struct {
 	signals  map[string][]syscall.Signal
 	startErr error
 	onStart  func(id string) // called within Start
+
+	imagesErr error // of MountImages
 }
 
 func (f *fakeShim) MountRootfs(context.Context, string, wire.Rootfs) (*os.File, error) {
 	return os.Open(f.dir)
 }
-func (f *fakeShim) RootfsPath(id string) string { return filepath.Join(f.dir, id) }
+func (f *fakeShim) RootfsPath(id string) string                             { return filepath.Join(f.dir, id) }
+func (f *fakeShim) MountImages(context.Context, string, []wire.Image) error { return f.imagesErr }
+func (f *fakeShim) ImagePath(string, int) string                            { return f.dir }
 
 func (f *fakeShim) Create(_ context.Context, id string, _ libct.CreateOptions) (int, error) {
 	f.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/pkg/cri/spec"
@@ -68,8 +69,8 @@ type container struct {
 	starting bool   // StartContainer is between its check and its record
 	exit     *exit  // that came while starting
 	stop     stopState
-	cgroup   *stats.Cgroup // once it was found
-	uses     bool          // of an image, to be released once
+	cgroup   *stats.Cgroup   // once it was found
+	uses     []digest.Digest // images, to be released once
 }
 
 func (m *Manager) newPod(id string, key podKey, rec podRecord) *pod {
@@ -147,6 +148,7 @@ func (c *container) snapshot() Container {
 		Config:     c.rec.Config.M,
 		ImageID:    c.rec.ImageID,
 		ImageRef:   c.rec.ImageRef,
+		Volumes:    c.rec.Volumes,
 		User:       c.rec.User,
 		Pid:        c.rec.Pid,
 		CreatedAt:  c.rec.CreatedAt,

@@ -63,6 +63,7 @@ type containerRecord struct {
 	Config     message[*runtimeapi.ContainerConfig]
 	ImageID    digest.Digest
 	ImageRef   string
+	Volumes    []VolumeImage `json:",omitempty"`
 	User       rootfs.User
 	Pid        int `json:",omitempty"`
 	CreatedAt  time.Time

@@ -59,7 +59,7 @@ func (m *Manager) loadContainer(id string, raw []byte) error {
 	meta := rec.Config.M.GetMetadata()
 	c := m.newContainer(id, containerKey{meta.GetName(), meta.GetAttempt()}, p, rec)
 	c.made.finish(nil)
-	c.uses = true
+	c.uses = rec.images()
 	if rec.State == ContainerExited || rec.State == ContainerRemoving {
 		close(c.gone)
 	}
@@ -75,7 +75,9 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	uses := map[digest.Digest]int{}
 	for _, c := range m.allContainers() {
-		uses[c.snapshot().ImageID]++
+		for _, id := range c.uses {
+			uses[id]++
+		}
 	}
 	if err := m.o.Images.Retain(ctx, uses); err != nil {
 		return fmt.Errorf("retain the images of containers: %w", err)

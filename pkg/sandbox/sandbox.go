@@ -77,6 +77,8 @@ type Network interface {
 type Shim interface {
 	MountRootfs(ctx context.Context, id string, r wire.Rootfs) (*os.File, error)
 	RootfsPath(id string) string
+	MountImages(ctx context.Context, id string, images []wire.Image) error
+	ImagePath(id string, n int) string
 	Create(ctx context.Context, id string, o libct.CreateOptions) (pid int, err error)
 	Start(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, p *specs.Process, io libct.Stdio) (*libct.Process, error)

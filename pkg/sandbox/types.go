@@ -31,7 +31,8 @@ type Container struct {
 	State      ContainerState
 	Config     *runtimeapi.ContainerConfig
 	ImageID    digest.Digest
-	ImageRef   string // repo@digest where known, else the image ID
+	ImageRef   string        // repo@digest where known, else the image ID
+	Volumes    []VolumeImage // of the mounts whose source is an image, in their order
 	User       rootfs.User
 	Pid        int
 	CreatedAt  time.Time
@@ -44,6 +45,12 @@ type Container struct {
 	LogPath    string                              // absolute; empty without a log
 	Resources  *runtimeapi.LinuxContainerResources // as last applied
 	StopSignal runtimeapi.Signal                   // that StopContainer sends
+}
+
+// VolumeImage is what a mount's image was resolved to.
+type VolumeImage struct {
+	ID  digest.Digest
+	Ref string // repo@digest where known, else the ID
 }
 
 // Event says that an object changed; read the object for what it is now.

@@ -130,12 +130,13 @@ func (b *builder) mount(s *specs.Spec, field string, m *runtimeapi.Mount) (specs
 		UIDMappings: idMappings(m.GetUidMappings()), GIDMappings: idMappings(m.GetGidMappings()),
 	}
 	propagation := "rprivate"
-	if m.GetImage().GetImage() != "" {
+	if IsImage(m) {
 		dir, ok := b.Volumes[dest]
 		if !ok {
-			return out, invalid(field+".image", "ImageVolumeMountFailed: image %s is not mounted", show(m.GetImage().GetImage()))
+			return out, imageError(invalid(field+".image", "image %s is not mounted", show(m.GetImage().GetImage())))
 		}
 		out.Source = dir
+		out.UIDMappings, out.GIDMappings = nil, nil // it is mounted with the pod's, which are the same: checkImage
 	} else {
 		source, err := b.Host.Lookup.Resolve(m.GetHostPath())
 		if err != nil {
@@ -150,7 +151,7 @@ func (b *builder) mount(s *specs.Spec, field string, m *runtimeapi.Mount) (specs
 	switch {
 	case m.GetRecursiveReadOnly():
 		out.Options = append(out.Options, "ro", "rro")
-	case m.GetReadonly() || m.GetImage().GetImage() != "":
+	case m.GetReadonly() || IsImage(m):
 		out.Options = append(out.Options, "ro")
 	default:
 		out.Options = append(out.Options, "rw")
@@ -263,7 +264,7 @@ func (c *check) mounts() error {
 			return invalid(field+".container_path", "%s is that of mounts[%d] too", show(dest), j)
 		}
 		seen[dest] = i
-		if err := checkSource(field, m); err != nil {
+		if err := c.source(field, m); err != nil {
 			return err
 		}
 		if err := checkMountFlags(field, m); err != nil {
@@ -273,24 +274,55 @@ func (c *check) mounts() error {
 	return nil
 }
 
-// checkSource wants a path of the host or an image, and not both.
-func checkSource(field string, m *runtimeapi.Mount) error {
-	image := m.GetImage().GetImage()
+// source wants a path of the host or an image, and not both.
+func (c *check) source(field string, m *runtimeapi.Mount) error {
 	switch {
-	case image != "" && m.GetHostPath() != "":
+	case IsImage(m) && m.GetHostPath() != "":
 		return invalid(field+".host_path", "cannot be given together with image")
-	case image != "":
-		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
-			return invalid(field+".propagation", "an image has no mounts to propagate")
-		}
-		if sub := m.GetImageSubPath(); path.IsAbs(sub) {
-			return invalid(field+".image_sub_path", "ImageVolumeMountFailed: %s is not relative", show(sub))
-		}
-		return checkPath(field+".image_sub_path", m.GetImageSubPath())
+	case IsImage(m):
+		return imageError(c.image(field, m))
 	case m.GetImageSubPath() != "":
 		return invalid(field+".image_sub_path", "needs image")
 	}
 	return checkAbs(field+".host_path", m.GetHostPath())
+}
+
+// image judges a mount whose source is an image.
+func (c *check) image(field string, m *runtimeapi.Mount) error {
+	if err := checkText(field+".image.image", m.GetImage().GetImage(), maxPath); err != nil {
+		return err
+	}
+	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+		return invalid(field+".propagation", "an image has no mounts to propagate")
+	}
+	uids, gids := Mappings(c.pod)
+	if own := idMappings(m.GetUidMappings()); own != nil && !slices.Equal(own, uids) {
+		return invalid(field+".uidMappings", "an image can only be mapped as the pod is")
+	}
+	if own := idMappings(m.GetGidMappings()); own != nil && !slices.Equal(own, gids) {
+		return invalid(field+".gidMappings", "an image can only be mapped as the pod is")
+	}
+	if sub := m.GetImageSubPath(); path.IsAbs(sub) {
+		return invalid(field+".image_sub_path", "%s is not relative", show(sub))
+	}
+	return checkPath(field+".image_sub_path", m.GetImageSubPath())
+}
+
+// IsImage says whether the source of a mount is an image.
+func IsImage(m *runtimeapi.Mount) bool { return m.GetImage().GetImage() != "" }
+
+// ImageVolumeError says that an image cannot be mounted as a volume. The edge marks it for the kubelet.
+type ImageVolumeError struct{ Err error }
+
+func (e *ImageVolumeError) Error() string { return e.Err.Error() }
+
+func (e *ImageVolumeError) Unwrap() error { return e.Err }
+
+func imageError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &ImageVolumeError{err}
 }
 
 // checkMountFlags judges how the source is to be mounted.

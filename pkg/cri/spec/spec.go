@@ -38,7 +38,7 @@ type Input struct {
 	Hostname   string // of the pod, for $HOSTNAME
 	Namespaces Namespaces
 	Files      Files
-	Volumes    map[string]string // clean container path → directory on the host, for VOLUMEs of the image and image mounts (those read-only)
+	Volumes    map[string]string // clean container path → directory on the host, for VOLUMEs of the image and for mounts of images
 	Host       Host
 	Defaults   Defaults
 }

@@ -55,10 +55,20 @@ func (s *Shim) delete(id string) error {
 	return nil
 }
 
-// removeDirs removes the mount point, never what could still be mounted on it, and the container's directory.
+// removeDirs removes the mount points, never what could still be mounted on them, and the container's directory.
 func (s *Shim) removeDirs(id string) error {
-	if err := os.Remove(s.rootfs(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	images, err := os.ReadDir(s.images(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	var dirs []string
+	for _, e := range images {
+		dirs = append(dirs, filepath.Join(s.images(id), e.Name()))
+	}
+	for _, dir := range append(dirs, s.images(id), s.rootfs(id)) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return os.RemoveAll(s.dir(id))
 }

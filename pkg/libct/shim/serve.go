@@ -103,6 +103,8 @@ func (s *Shim) call(req *wire.Request, files []*os.File) (reply wire.Reply, out 
 		if root, err = s.mountRootfs(req.ID, req.Rootfs); err == nil {
 			out = []*os.File{root}
 		}
+	case wire.MountImages:
+		err = s.mountImages(req.ID, req.Images)
 	case wire.Create:
 		return told(s.create(req.ID, req.Create))
 	case wire.StartInit:

@@ -41,6 +41,7 @@ import (
 const (
 	containersDir   = "containers"
 	rootfsDir       = "rootfs"
+	imagesSuffix    = ".images" // after a container's ID, beside its root filesystem
 	libcontainerDir = "libcontainer"
 	pidFile         = "shim.pid"
 )

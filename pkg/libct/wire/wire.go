@@ -32,6 +32,7 @@ type Method string
 const (
 	Hello       Method = "hello"        // → Version, Build, Pid
 	MountRootfs Method = "mount-rootfs" // Rootfs → [root directory]
+	MountImages Method = "mount-images" // Images; after MountRootfs
 	Create      Method = "create"       // Create → Pid [pidfd, then stdin writer or pty master if there is one]; no Pid: Start will tell why
 	Start       Method = "start"
 	Exec        Method = "exec"   // Exec [stdin, stdout, stderr, those that Exec names] → Pid [pidfd, then pty master if there is one], then Exit
@@ -57,6 +58,7 @@ type Request struct {
 	Method    Method                `json:"method"`
 	ID        string                `json:"id,omitempty"` // container, or pod for StartInit
 	Rootfs    *Rootfs               `json:"rootfs,omitempty"`
+	Images    []Image               `json:"images,omitempty"`
 	Create    *CreateArgs           `json:"create,omitempty"`
 	Exec      *ExecArgs             `json:"exec,omitempty"`
 	Attach    *AttachArgs           `json:"attach,omitempty"`
@@ -103,6 +105,14 @@ type Rootfs struct {
 	UIDMap   []specs.LinuxIDMapping `json:"uid_map,omitempty"` // with a user namespace: lower directories are mounted idmapped
 	GIDMap   []specs.LinuxIDMapping `json:"gid_map,omitempty"`
 	Volatile bool                   `json:"volatile,omitempty"` // overlay's "volatile": no sync of the upper directory
+}
+
+// Image says how to mount an image, or a directory of it, as a volume at
+// <state>/rootfs/<ID>.images/<its place in the list>, where the container's mounts
+// find it. It is read-only.
+type Image struct {
+	Layers  Rootfs `json:"layers"` // without Upper and Work
+	SubPath string `json:"sub_path,omitempty"`
 }
 
 // CreateArgs describe a container beside the OCI spec, which the daemon has
