@@ -119,6 +119,11 @@ func podOn(t *testing.T, on *node.Node, tweaks ...func(*runtimeapi.PodSandboxCon
 	}
 	p.id = r.PodSandboxId
 	t.Cleanup(p.remove)
+	t.Cleanup(func() {
+		if t.Failed() && !other() {
+			t.Logf("the end of the daemon's log:\n%s", on.LogTail(12))
+		}
+	})
 	return p
 }
 
