@@ -48,6 +48,7 @@ func Main(m Runner, setup func() error) {
 	switch stage := os.Getenv(stageEnv); {
 	case *Endpoint != "":
 		code, err = runTests(m, setup)
+		removeCgroups()
 	case stage == "":
 		code, err = outside()
 	case stage == "init":
