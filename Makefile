@@ -19,7 +19,8 @@ SHELL := /bin/bash -o pipefail
 
 CACHE   ?= $(CURDIR)/.cache
 PREFIX  ?= /usr/local
-VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
+GIT     := git -c safe.directory='*'
+VERSION ?= $(shell $(GIT) describe --tags --match 'v*' --dirty 2>/dev/null || echo v0.1.0-dev+$$($(GIT) describe --always --dirty 2>/dev/null))
 RUN     ?=
 ARGS    ?=
 
