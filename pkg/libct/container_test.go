@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/pkg/libct/wire"
@@ -178,6 +179,43 @@ func TestUpdate(t *testing.T) {
 	n.must(err)
 	if back.Process.Args[0] != "sleep" {
 		t.Errorf("spec %+v", back.Process)
+	}
+}
+
+// A failed update also takes back what was never set before.
+func TestUpdateRollsBack(t *testing.T) {
+	n := newNode(t)
+	n.run("c", "sleep", "1000")
+	read := func() (all string) {
+		for _, f := range []string{"memory/%s/memory.limit_in_bytes", "memory/%s/memory.memsw.limit_in_bytes", "cpu/%s/cpu.shares",
+			"cpu/%s/cpu.cfs_quota_us", "cpu/%s/cpu.cfs_period_us", "cpuset/%s/cpuset.cpus"} {
+			b, _ := os.ReadFile(filepath.Join("/sys/fs/cgroup", fmt.Sprintf(f, n.cgroup+"/c")))
+			all += string(b)
+		}
+		return all
+	}
+	before := read()
+	bad := resources(96<<20, 400)
+	quota, period, swap := int64(20000), uint64(50000), int64(128<<20)
+	bad.Memory.Swap, bad.CPU.Quota, bad.CPU.Period, bad.CPU.Cpus = &swap, &quota, &period, "0"
+	bad.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "3MB", Limit: 1}}
+	if err := n.Update(t.Context(), "c", bad); err == nil {
+		t.Fatal("an impossible page size was taken")
+	}
+	if after := read(); after != before {
+		t.Errorf("limits %q, before the failed update %q", after, before)
+	}
+	bad.HugepageLimits, bad.CPU.Cpus = nil, "4000"
+	if err := n.Update(t.Context(), "c", bad); err == nil {
+		t.Fatal("an impossible cpuset was taken")
+	}
+	if after := read(); after != before {
+		t.Errorf("limits %q, before the failed update %q", after, before)
+	}
+	bad.CPU.Cpus = "0"
+	n.must(n.Update(t.Context(), "c", bad))
+	if after := read(); after != "100663296\n134217728\n400\n20000\n50000\n0\n" {
+		t.Errorf("limits after a good update %q", after)
 	}
 }
 

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
@@ -18,10 +19,6 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	if err != nil {
 		return err
 	}
-	change, err := spec.Resources(r, m.o.Host)
-	if err != nil {
-		return err
-	}
 	if err := c.op.lock(ctx, "update container "+c.id); err != nil {
 		return err
 	}
@@ -29,6 +26,10 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	s := c.snapshot()
 	if s.State != ContainerCreated && s.State != ContainerRunning {
 		return fmt.Errorf("container %s is %s: only a created or running one can be updated: %w", c.id, s.State, errdefs.ErrFailedPrecondition)
+	}
+	change, err := spec.ResourceChange(s.Resources, r, m.o.Host)
+	if err != nil {
+		return err
 	}
 	merged, err := newMessage(mergeResources(s.Resources, r))
 	if err != nil {
@@ -48,10 +49,12 @@ func mergeResources(old, change *runtimeapi.LinuxContainerResources) *runtimeapi
 	if old != nil {
 		merged = proto.CloneOf(old)
 	}
-	// Merge replaces scalars that are set and joins maps, but appends to lists: those replace.
-	if len(change.GetHugepageLimits()) > 0 {
-		merged.HugepageLimits = nil
-	}
+	// Merge replaces scalars that are set and joins maps, but appends to lists.
+	merged.HugepageLimits = slices.DeleteFunc(merged.HugepageLimits, func(old *runtimeapi.HugepageLimit) bool {
+		return slices.ContainsFunc(change.GetHugepageLimits(), func(l *runtimeapi.HugepageLimit) bool { return l.GetPageSize() == old.GetPageSize() })
+	})
+	adj := merged.OomScoreAdj
 	proto.Merge(merged, change)
+	merged.OomScoreAdj = adj // it is the processes', which have theirs from the beginning
 	return merged
 }

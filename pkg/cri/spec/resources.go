@@ -1,11 +1,13 @@
 package spec
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -58,6 +60,25 @@ func Resources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxResou
 		return nil, err
 	}
 	out.Unified, err = unified(r.GetUnified(), h)
+	return out, err
+}
+
+// ResourceChange translates an update of resources that are old. Fields that bound one another, of which one changes, are
+// judged and set together. On cgroup v2 a memory limit below what is in use is refused: the kernel would kill.
+func ResourceChange(old, change *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxResources, error) {
+	if err := checkResourceValues(change); err != nil {
+		return nil, err
+	}
+	full := proto.CloneOf(change)
+	if change.GetMemoryLimitInBytes() != 0 || change.GetMemorySwapLimitInBytes() != 0 {
+		full.MemoryLimitInBytes = cmp.Or(change.GetMemoryLimitInBytes(), old.GetMemoryLimitInBytes())
+		full.MemorySwapLimitInBytes = cmp.Or(change.GetMemorySwapLimitInBytes(), old.GetMemorySwapLimitInBytes())
+	}
+	out, err := Resources(full, h)
+	if err == nil && h.CgroupV2 && out.Memory != nil && out.Memory.Limit != nil {
+		check := true
+		out.Memory.CheckBeforeUpdate = &check
+	}
 	return out, err
 }
 
@@ -146,6 +167,21 @@ func unified(files map[string]string, h Host) (map[string]string, error) {
 
 // checkResources judges the values that do not depend on the host.
 func checkResources(r *runtimeapi.LinuxContainerResources) error {
+	if err := checkResourceValues(r); err != nil {
+		return err
+	}
+	const field = fieldResources + ".memory_swap_limit_in_bytes"
+	switch limit, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes(); {
+	case swap > 0 && limit <= 0:
+		return invalid(field, "needs memory_limit_in_bytes")
+	case swap > 0 && swap < limit:
+		return invalid(field, "%d is the limit of memory and swap together; it cannot be less than memory_limit_in_bytes, %d", swap, limit)
+	}
+	return nil
+}
+
+// checkResourceValues judges each value by itself.
+func checkResourceValues(r *runtimeapi.LinuxContainerResources) error {
 	bad := func(field, format string, a ...any) error { return invalid(fieldResources+"."+field, format, a...) }
 	period, quota, limit, swap := r.GetCpuPeriod(), r.GetCpuQuota(), r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	switch {
@@ -159,10 +195,6 @@ func checkResources(r *runtimeapi.LinuxContainerResources) error {
 		return bad("memory_limit_in_bytes", "%d is negative; -1 means unlimited", limit)
 	case swap < -1:
 		return bad("memory_swap_limit_in_bytes", "%d is negative; -1 means unlimited", swap)
-	case swap > 0 && limit <= 0:
-		return bad("memory_swap_limit_in_bytes", "needs memory_limit_in_bytes")
-	case swap > 0 && swap < limit:
-		return bad("memory_swap_limit_in_bytes", "%d is the limit of memory and swap together; it cannot be less than memory_limit_in_bytes, %d", swap, limit)
 	case r.GetOomScoreAdj() < -1000 || r.GetOomScoreAdj() > 1000:
 		return bad("oom_score_adj", "%d is not within -1000 and 1000", r.GetOomScoreAdj())
 	}

@@ -1,15 +1,12 @@
 package shim
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"github.com/opencontainers/runc/libcontainer/specconv"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/pkg/libct/pidfd"
@@ -73,74 +70,6 @@ func (s *Shim) pause(id string, freeze bool) error {
 	}
 	c.setPaused(freeze)
 	return nil
-}
-
-// update changes the resources that r names, all or none. The container's
-// config.json has the new ones after, so that the next update starts from them.
-func (s *Shim) update(id string, r *specs.LinuxResources) error {
-	c, err := s.lock(id)
-	if err != nil {
-		return err
-	}
-	defer c.op.Unlock()
-	if _, err := c.alive(); err != nil {
-		return err
-	}
-	lc, err := s.load(c)
-	if err != nil {
-		return err
-	}
-	var spec specs.Spec
-	path := filepath.Join(s.dir(id), configFile)
-	if err := readJSON(path, &spec); err != nil {
-		return err
-	}
-	if err := merge(&spec, r); err != nil {
-		return err
-	}
-	changed, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
-		CgroupName: id, UseSystemdCgroup: c.Args.SystemdCgroup, Spec: &spec,
-	}, nil)
-	if err != nil {
-		return failf(wire.CodeInvalid, "resources: %w", err)
-	}
-	config := lc.Config()
-	cgroup := *config.Cgroups
-	changed.Resources.Devices = cgroup.Resources.Devices // not the update's business,
-	changed.Resources.SkipDevices = true                 // nor touched, so that no device blinks
-	cgroup.Resources = changed.Resources
-	config.Cgroups = &cgroup
-	if err := lc.Set(config); err != nil {
-		return fmt.Errorf("container %s: update resources: %w", id, err)
-	}
-	b, err := json.Marshal(spec)
-	if err != nil {
-		return err
-	}
-	return writeFile(path, b)
-}
-
-// merge overwrites the resources of spec with those that r sets. As JSON, what r
-// does not set is not there, which does for each field alike.
-func merge(spec *specs.Spec, r *specs.LinuxResources) error {
-	if r == nil {
-		return failf(wire.CodeInvalid, "resources: none given")
-	}
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	if spec.Linux == nil {
-		spec.Linux = &specs.Linux{}
-	}
-	if spec.Linux.Resources == nil {
-		spec.Linux.Resources = &specs.LinuxResources{}
-	}
-	// Without a limit there can be none with swap (runc's update does the same).
-	if m := r.Memory; m != nil && m.Limit != nil && *m.Limit == -1 && m.Swap == nil && spec.Linux.Resources.Memory != nil {
-		spec.Linux.Resources.Memory.Swap = nil
-	}
-	return json.Unmarshal(b, spec.Linux.Resources)
 }
 
 // closeStdin lets the container read the end of its stdin, once the daemon has
