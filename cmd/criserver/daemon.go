@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -136,11 +137,10 @@ func (s *server) open(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	s.onClose("cni", network.Close)
-	handlers := make([]string, 0, len(c.Handler))
-	for name := range c.Handler {
-		handlers = append(handlers, name)
+	handlers, err := runtimeHandlers(c, host)
+	if err != nil {
+		return err
 	}
-	slices.Sort(handlers)
 	sandboxes, err := sandbox.Open(ctx, sandbox.Options{
 		Root: c.Root, State: c.State, Shim: shim, Images: s.images, Network: network,
 		Host: host, Defaults: defaults, Handlers: handlers, Log: s.log.WithField("component", "sandbox"),
@@ -150,7 +150,7 @@ func (s *server) open(ctx context.Context, c *config.Config) error {
 	}
 	s.onClose("sandboxes", sandboxes.Close)
 	return s.openEdge(c, cri.Options{
-		Sandboxes: sandboxes, Images: s.images, Network: network, Host: host, Handlers: handlers,
+		Sandboxes: sandboxes, Images: s.images, Network: network, Host: host, Handlers: slices.Sorted(maps.Keys(handlers)),
 		CgroupSystemd: defaults.SystemdCgroup, Log: s.log.WithField("component", "cri"),
 	})
 }

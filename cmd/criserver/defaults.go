@@ -11,6 +11,7 @@ import (
 
 	"github.com/criserver/criserver/pkg/config"
 	"github.com/criserver/criserver/pkg/cri/spec"
+	"github.com/criserver/criserver/pkg/ulimit"
 )
 
 // maxProfile is the largest seccomp profile that is read, in bytes.
@@ -18,7 +19,7 @@ const maxProfile = 1 << 20
 
 // containerDefaults are what the configuration says about all containers.
 func containerDefaults(c *config.Config) (spec.Defaults, error) {
-	limits, err := c.Defaults.Rlimits()
+	limits, err := ulimit.Parse(c.Defaults.Ulimits)
 	if err != nil {
 		return spec.Defaults{}, fmt.Errorf("defaults.ulimits: %w", err)
 	}
@@ -35,6 +36,22 @@ func containerDefaults(c *config.Config) (spec.Defaults, error) {
 		}
 	}
 	return d, nil
+}
+
+// runtimeHandlers are what the configuration says about the pods of each handler.
+func runtimeHandlers(c *config.Config, host spec.Host) (map[string]spec.Handler, error) {
+	handlers := make(map[string]spec.Handler, len(c.Handler))
+	for name, h := range c.Handler {
+		limits, err := ulimit.Parse(h.Ulimits)
+		if err != nil {
+			return nil, fmt.Errorf("handler.%s.ulimits: %w", name, err)
+		}
+		if h.WritableCgroups && !host.CgroupV2 {
+			return nil, fmt.Errorf("handler.%s.writable_cgroups: needs cgroup v2, which this host has not", name)
+		}
+		handlers[name] = spec.Handler{Ulimits: limits, WritableCgroups: h.WritableCgroups, Annotations: h.Annotations}
+	}
+	return handlers, nil
 }
 
 // systemdIsInit is sd_booted(3).

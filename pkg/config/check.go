@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/criserver/criserver/pkg/ulimit"
 )
 
 const (
@@ -115,7 +115,7 @@ func (c *Config) checkDefaults() *problem {
 	if c.Defaults.PidsLimit < 0 {
 		return &problem{"defaults.pids_limit", "must not be negative"}
 	}
-	if _, err := c.Defaults.Rlimits(); err != nil {
+	if _, err := ulimit.Parse(c.Defaults.Ulimits); err != nil {
 		return &problem{"defaults.ulimits", err.Error()}
 	}
 	return nil
@@ -125,9 +125,17 @@ func (c *Config) checkDefaults() *problem {
 var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 func (c *Config) checkHandlers() *problem {
-	for name := range c.Handler {
+	for name, h := range c.Handler {
 		if !handlerName.MatchString(name) {
 			return &problem{"handler." + name, "the name must be of at most 63 small letters, digits and inner dashes"}
+		}
+		if _, err := ulimit.Parse(h.Ulimits); err != nil {
+			return &problem{"handler." + name + ".ulimits", err.Error()}
+		}
+		for _, a := range h.Annotations {
+			if p := oneOf("handler."+name+".annotations", a, "ulimits", "writable-cgroups"); p != nil {
+				return p
+			}
 		}
 	}
 	return nil
@@ -162,43 +170,4 @@ func (i Image) HostsDir() string {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// rlimits are the names of getrlimit(2), as ulimits has them.
-var rlimits = []string{
-	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
-}
-
-// Rlimits are the Ulimits in OCI's form.
-func (d Defaults) Rlimits() ([]specs.POSIXRlimit, error) {
-	var list []specs.POSIXRlimit
-	for _, u := range d.Ulimits {
-		name, values, _ := strings.Cut(u, "=")
-		soft, hard, both := strings.Cut(values, ":")
-		if !both {
-			hard = soft
-		}
-		s, softErr := rlimit(soft)
-		h, hardErr := rlimit(hard)
-		if !slices.Contains(rlimits, name) || softErr != nil || hardErr != nil {
-			return nil, fmt.Errorf("%q is not NAME=SOFT:HARD, such as \"nofile=1024:4096\"; names are %s", u, strings.Join(rlimits, ", "))
-		}
-		if s > h {
-			return nil, fmt.Errorf("%q: the soft limit is above the hard one", u)
-		}
-		kind := "RLIMIT_" + strings.ToUpper(name)
-		if slices.ContainsFunc(list, func(l specs.POSIXRlimit) bool { return l.Type == kind }) {
-			return nil, fmt.Errorf("%q: there are two of %s", u, name)
-		}
-		list = append(list, specs.POSIXRlimit{Type: kind, Soft: s, Hard: h})
-	}
-	return list, nil
-}
-
-// rlimit reads one limit; -1 is RLIM_INFINITY.
-func rlimit(s string) (uint64, error) {
-	if s == "-1" {
-		return ^uint64(0), nil
-	}
-	return strconv.ParseUint(s, 10, 63)
 }

@@ -41,7 +41,7 @@ type Config struct {
 	CNI       CNI                `toml:"cni"`
 	Streaming Streaming          `toml:"streaming"`
 	Defaults  Defaults           `toml:"defaults" comment:"What containers get for which CRI has no field or whose field is not set."`
-	Handler   map[string]Handler `toml:"handler" comment:"Runtime handlers, the \"handler\" of a RuntimeClass, beside the default one: a table [handler.NAME] each."`
+	Handler   map[string]Handler `toml:"handler" comment:"Runtime handlers, the \"handler\" of a RuntimeClass, beside the default one: a table [handler.NAME] each, with ulimits, writable_cgroups and annotations."`
 }
 
 // Image is about pulling and keeping images.
@@ -74,8 +74,12 @@ type Defaults struct {
 	UnprivilegedPorts bool     `toml:"unprivileged_ports" comment:"Pods with a network of their own may use ports below 1024, and ping, without capabilities."`
 }
 
-// Handler is a runtime handler. There is nothing yet in which one could differ from another.
-type Handler struct{}
+// Handler is a runtime handler: what its pods get beside the defaults.
+type Handler struct {
+	Ulimits         []string `toml:"ulimits,omitempty" comment:"Resource limits, each in the place of that of defaults.ulimits."`
+	WritableCgroups bool     `toml:"writable_cgroups,omitempty" comment:"Containers may make cgroups below their own. Needs cgroup v2."`
+	Annotations     []string `toml:"annotations,omitempty" comment:"Annotations criserver.github.io/NAME of pods that are honoured: ulimits, writable-cgroups. Whoever may make a pod decides by them."`
+}
 
 // Default returns the configuration of a node without a file.
 func Default() *Config {

@@ -72,6 +72,9 @@ builtin = false
 ulimits = ["nofile=1024:4096", "core=0", "memlock=-1"]
 [handler.one]
 [handler.two-2]
+ulimits = ["core=0"]
+writable_cgroups = true
+annotations = ["ulimits", "writable-cgroups"]
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -81,17 +84,13 @@ ulimits = ["nofile=1024:4096", "core=0", "memlock=-1"]
 	want.Image.Pinned, want.Image.ProgressTimeout = []string{"a/*", "b"}, Duration(90*time.Second)
 	want.CNI.BinDirs, want.CNI.Builtin = []string{"/x"}, false
 	want.Defaults.Ulimits = []string{"nofile=1024:4096", "core=0", "memlock=-1"}
-	want.Handler = map[string]Handler{"one": {}, "two-2": {}}
+	want.Handler = map[string]Handler{"one": {}, "two-2": {[]string{"core=0"}, true, []string{"ulimits", "writable-cgroups"}}}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v", c)
 	}
 	again, err := Load(write(t, c.Document()))
 	if err != nil || !reflect.DeepEqual(again, c) {
 		t.Errorf("the document read back: %+v, %v", again, err)
-	}
-	limits, err := c.Defaults.Rlimits()
-	if err != nil || len(limits) != 3 || limits[0].Soft != 1024 || limits[0].Hard != 4096 || limits[0].Type != "RLIMIT_NOFILE" || limits[2].Hard != ^uint64(0) {
-		t.Errorf("limits: %+v, %v", limits, err)
 	}
 }
 
@@ -147,6 +146,9 @@ func TestErrors(t *testing.T) {
 		{"[defaults]\nulimits = ['core=2:1']", `soft limit is above`},
 		{"[defaults]\nulimits = ['core=1', 'core=2']", `two of core`},
 		{"[defaults]\n[handler.Kata]", `:2: handler.Kata: the name`},
+		{"[handler.x]\nulimits = ['core=2:1']", `:2: handler.x.ulimits: "core=2:1": the soft limit`},
+		{"[handler.x]\nannotations = ['*']", `:2: handler.x.annotations: must be ulimits or writable-cgroups, is "*"`},
+		{"[handler.x]\nprivileged = true", `:2: `},
 		{"[cni]\nbin_dirs = ['/a', 'b']", `:2: cni.bin_dirs: "b"`},
 		{"[cni]\nconf_dir = ''", `:2: cni.conf_dir: ""`},
 	} {

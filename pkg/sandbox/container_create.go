@@ -299,6 +299,7 @@ func (b *containerBuild) makeSpec(context.Context) error {
 		Volumes:    b.volumes,
 		Host:       b.m.o.Host,
 		Defaults:   b.m.o.Defaults,
+		Handler:    b.m.o.Handlers[b.pod.Handler],
 	})
 	b.opts = libct.CreateOptions{Spec: s, LogPath: b.logPath, Stdin: b.cfg.GetStdin(), SystemdCgroup: b.m.o.Defaults.SystemdCgroup}
 	return err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,8 +31,12 @@ func (m *Manager) RunPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, 
 	if err := spec.CheckPod(cfg); err != nil {
 		return "", err
 	}
-	if handler != "" && !slices.Contains(m.o.Handlers, handler) {
+	h, ok := m.o.Handlers[handler]
+	if handler != "" && !ok {
 		return "", fmt.Errorf("runtime_handler: there is no handler %.80q in the configuration: %w", handler, errdefs.ErrInvalidArgument)
+	}
+	if err := h.CheckPod(cfg, m.o.Host); err != nil {
+		return "", err
 	}
 	p, fresh, err := m.addPod(cfg, handler)
 	if err != nil {

@@ -105,7 +105,7 @@ type Options struct {
 	Network  Network
 	Host     spec.Host
 	Defaults spec.Defaults
-	Handlers []string // names of runtime handlers beside the default ""
+	Handlers map[string]spec.Handler // runtime handlers beside the default "", by name
 	Log      *logrus.Entry
 
 	openShim func(context.Context, libct.Options) (Shim, error) // for tests; nil: libct.Open

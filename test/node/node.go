@@ -79,7 +79,8 @@ func Start(name string, o Options) (*Node, error) {
 func (n *Node) configure(name string) error {
 	hosts, networks := filepath.Join(n.Dir, "certs.d/_default"), filepath.Join(n.Dir, "net.d")
 	for file, text := range map[string]string{
-		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n",
+		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n"+
+			"[handler.special]\nulimits = [\"nofile=500:600\", \"core=0\"]\nannotations = [\"ulimits\", \"writable-cgroups\"]\n[handler.plain]\n",
 			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks),
 		filepath.Join(hosts, "hosts.toml"):       fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", *registry),
 		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, name, filepath.Join(n.Dir, "ipam"), 232+subnets.Add(1)),

@@ -38,7 +38,11 @@ func (b *builder) mounts(s *specs.Spec) error {
 		return false
 	}
 	out := make([]specs.Mount, 0, 12+len(asked)+len(b.Volumes))
-	for _, m := range b.kernelMounts() {
+	kernel, err := b.kernelMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range kernel {
 		if !covered(m.Destination) {
 			out = append(out, m)
 		}
@@ -72,10 +76,17 @@ func bind(source, dest string, options ...string) specs.Mount {
 }
 
 // kernelMounts are the filesystems that the kernel provides (OCI runtime spec, config-linux, "Default Filesystems").
-func (b *builder) kernelMounts() []specs.Mount {
-	access := "ro"
+func (b *builder) kernelMounts() ([]specs.Mount, error) {
+	access, cgroups := "ro", "ro"
 	if b.sc.GetPrivileged() {
 		access = "rw"
+	}
+	writable, err := b.Handler.writableCgroups(b.Pod)
+	if err != nil {
+		return nil, err
+	}
+	if b.sc.GetPrivileged() || writable && b.Host.CgroupV2 {
+		cgroups = "rw"
 	}
 	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}
 	uids, gids := Mappings(b.Pod)
@@ -93,8 +104,8 @@ func (b *builder) kernelMounts() []specs.Mount {
 		sys,
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
-	}
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", cgroups}},
+	}, nil
 }
 
 // fileMounts are the files of the pod. /dev/shm keeps the flags of its filesystem: a remount that does not name them

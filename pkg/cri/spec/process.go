@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/criserver/criserver/pkg/ulimit"
 )
 
 const (
@@ -41,6 +43,10 @@ func (b *builder) process(s *specs.Spec) error {
 	if _, err := StopSignal(b.Image, b.Container); err != nil {
 		return err
 	}
+	ulimits, err := b.Handler.ulimits(b.Pod, b.Container.GetMetadata().GetName())
+	if err != nil {
+		return err
+	}
 	adj := max(int(b.Container.GetLinux().GetResources().GetOomScoreAdj()), b.Host.MinOOMScoreAdj)
 	s.Process = &specs.Process{
 		Terminal:        b.Container.GetTty(),
@@ -48,7 +54,7 @@ func (b *builder) process(s *specs.Spec) error {
 		Args:            args,
 		Env:             env,
 		Cwd:             cwd,
-		Rlimits:         b.Defaults.Ulimits,
+		Rlimits:         ulimit.Merge(b.Defaults.Ulimits, ulimits),
 		NoNewPrivileges: b.sc.GetNoNewPrivs(),
 		OOMScoreAdj:     &adj,
 	}

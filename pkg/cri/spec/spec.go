@@ -10,9 +10,9 @@
 //
 // Every error names the field of the request that is to blame, wraps
 // errdefs.ErrInvalidArgument (ErrNotImplemented for CDI devices), and never
-// shows the value of an environment variable. Nothing that a user may write
-// freely (annotations, labels of pod, container or image) has any influence on
-// the result: a container gets what the fields of the CRI say and nothing else.
+// shows the value of an environment variable. What a user may write freely (annotations,
+// labels of pod, container or image) has no influence on the result, but for the
+// few annotations of ours that the pod's runtime handler allows (handler.go).
 //
 // One rule per file: process.go (command, environment, user), capabilities.go,
 // mounts.go, devices.go, namespaces.go, resources.go, cgroup.go, security.go
@@ -41,6 +41,7 @@ type Input struct {
 	Volumes    map[string]string // clean container path → directory on the host, for VOLUMEs of the image and for mounts of images
 	Host       Host
 	Defaults   Defaults
+	Handler    Handler // of the pod
 }
 
 // Namespaces are paths of the pod's namespaces to join; empty means the host's (PID: one of its own,
