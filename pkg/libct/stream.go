@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -19,10 +20,15 @@ import (
 // Attach copies what the container writes from now on to out and err (each may be nil) until ctx ends or the
 // container's output ends. A reader that is too slow is cut off; the container is never blocked by it.
 // A replaced shim is attached to again; what was written in between is missing.
-// A writer that blocks blocks Attach, so close it when ctx ends.
-func (s *Shim) Attach(ctx context.Context, id string, out, err io.Writer) error {
+// A writer that blocks blocks Attach, so close it when ctx ends. attached, unless nil, is called once, as soon as
+// nothing that the container writes will be missed.
+func (s *Shim) Attach(ctx context.Context, id string, out, err io.Writer, attached func()) error {
+	if attached == nil {
+		attached = func() {}
+	}
+	attached = sync.OnceFunc(attached)
 	for first := true; ; first = false {
-		e := s.attach(ctx, id, out, err)
+		e := s.attach(ctx, id, out, err, attached)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -36,7 +42,7 @@ func (s *Shim) Attach(ctx context.Context, id string, out, err io.Writer) error 
 }
 
 // attach attaches once; errHungUp says that the shim went away.
-func (s *Shim) attach(ctx context.Context, id string, out, errOut io.Writer) error {
+func (s *Shim) attach(ctx context.Context, id string, out, errOut io.Writer, attached func()) error {
 	var reads, writes []*os.File
 	defer func() { wire.CloseFiles(reads); wire.CloseFiles(writes) }()
 	var sinks []io.Writer
@@ -59,6 +65,7 @@ func (s *Shim) attach(ctx context.Context, id string, out, errOut io.Writer) err
 		return err
 	}
 	defer conn.Close()
+	attached()
 	wire.CloseFiles(writes)
 	copying, stop := errgroup.WithContext(ctx)
 	for i, r := range reads {

@@ -49,8 +49,8 @@ func TestAttach(t *testing.T) {
 	n.interactive("c", false, "sh", "-c", "cat; echo bye >&2")
 	var out, errOut, second buffer
 	ends := make(chan error, 2)
-	go func() { ends <- n.Attach(t.Context(), "c", &out, &errOut) }()
-	go func() { ends <- n.Attach(t.Context(), "c", &second, nil) }()
+	go func() { ends <- n.Attach(t.Context(), "c", &out, &errOut, nil) }()
+	go func() { ends <- n.Attach(t.Context(), "c", &second, nil, nil) }()
 	w, err := n.Stdin("c")
 	n.must(err)
 	n.must(n.Start(t.Context(), "c"))
@@ -77,7 +77,7 @@ func TestAttach(t *testing.T) {
 	if _, err := n.Stdin("c"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("stdin of an ended container: %v", err)
 	}
-	if err := n.Attach(t.Context(), "c", &out, nil); !errdefs.IsFailedPrecondition(err) {
+	if err := n.Attach(t.Context(), "c", &out, nil, nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("attach to an ended container: %v", err)
 	}
 }
@@ -88,7 +88,7 @@ func TestAttachTerminal(t *testing.T) {
 	var out buffer
 	ctx, cancel := context.WithCancel(t.Context())
 	end := make(chan error, 1)
-	go func() { end <- n.Attach(ctx, "c", &out, nil) }()
+	go func() { end <- n.Attach(ctx, "c", &out, nil, nil) }()
 	n.must(n.Resize("c", 81, 21))
 	n.must(n.Start(t.Context(), "c"))
 	w, err := n.Stdin("c")
@@ -119,7 +119,7 @@ func TestAttachSlow(t *testing.T) {
 	n.interactive("c", false, "sh", "-c", "cat >/dev/null; seq 2000000")
 	r, w := io.Pipe() // nobody reads r
 	end := make(chan error, 1)
-	go func() { end <- n.Attach(t.Context(), "c", w, nil) }()
+	go func() { end <- n.Attach(t.Context(), "c", w, nil, nil) }()
 	n.must(n.Start(t.Context(), "c"))
 	n.must(n.CloseStdin(t.Context(), "c"))
 	if e := n.exit("c"); e.Code != 0 {

@@ -63,7 +63,7 @@ func TestShimDies(t *testing.T) {
 	n.exit("over")
 	var out buffer
 	attached := make(chan error, 1)
-	go func() { attached <- n.Attach(t.Context(), "stdin", &out, nil) }()
+	go func() { attached <- n.Attach(t.Context(), "stdin", &out, nil, nil) }()
 	x, err := n.Exec(t.Context(), "tty", execProcess("sh", "-c", "sleep 0.5; exit 21"), Stdio{})
 	n.must(err)
 	defer x.Close()

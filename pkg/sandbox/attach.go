@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Attach connects the caller with the streams of a created or running
@@ -31,27 +32,32 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 	}
 	ctx, detach := context.WithCancel(ctx)
 	defer detach()
+	attached := func() {}
 	if s.In != nil && snap.Config.GetStdin() {
 		w, err := m.shim.Stdin(c.id)
 		if err != nil {
 			return fmt.Errorf("attach to container %s: %w", c.id, err)
 		}
 		defer w.Close()
-		go func() {
-			io.Copy(w, s.In) // ends with the session
-			if !snap.Config.GetStdinOnce() || snap.Config.GetTty() {
-				detach() // the end of the caller's input is how a session is left
-				return
-			}
-			if err := m.shim.CloseStdin(m.ctx, c.id); err != nil && !gone(err) {
-				m.log.WithError(err).WithField("container", c.id).Warn("The stdin of a container could not be closed")
-			}
-		}()
+		// Not before the output is attached: the answer to the first input must not be missed.
+		attached = func() { go m.copyStdin(c.id, snap.Config, w, s.In, detach) }
 	}
-	if err := m.shim.Attach(ctx, c.id, s.Out, s.Err); err != nil && ctx.Err() == nil {
+	if err := m.shim.Attach(ctx, c.id, s.Out, s.Err, attached); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("attach to container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// copyStdin copies a session's input to the container until either ends.
+func (m *Manager) copyStdin(id string, cfg *runtimeapi.ContainerConfig, to io.Writer, from io.Reader, detach func()) {
+	io.Copy(to, from)
+	if !cfg.GetStdinOnce() || cfg.GetTty() {
+		detach() // the end of the caller's input is how a session is left
+		return
+	}
+	if err := m.shim.CloseStdin(m.ctx, id); err != nil && !gone(err) {
+		m.log.WithError(err).WithField("container", id).Warn("The stdin of a container could not be closed")
+	}
 }
 
 // containerTerminal is the terminal of a container's first process.

@@ -169,6 +169,7 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 		{"user", b.resolveUser},
 		{"volumes", b.makeVolumes},
 		{"spec", b.makeSpec},
+		{"labels", b.relabel},
 		{"create", b.create},
 	}
 	for _, s := range stages {

@@ -39,6 +39,9 @@ func (m *Manager) stopContainer(ctx context.Context, c *container, grace time.Du
 	if err := c.made.wait(ctx, c.creating); err != nil {
 		return ctx.Err() // a creation that failed leaves nothing to stop
 	}
+	if c.state() == ContainerRemoving {
+		return nil // half made or half removed: its removal ends what there is
+	}
 	wait, err := m.beginStop(ctx, c, grace)
 	if err != nil {
 		return fmt.Errorf("stop container %s: %w", c.id, err)

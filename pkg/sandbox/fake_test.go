@@ -230,11 +230,11 @@ func (f *fakeShim) has(id string) bool {
 func (f *fakeShim) Exec(context.Context, string, *specs.Process, libct.Stdio) (*libct.Process, error) {
 	return nil, errdefs.ErrNotImplemented
 }
-func (f *fakeShim) Attach(context.Context, string, io.Writer, io.Writer) error { return nil }
-func (f *fakeShim) Stdin(string) (io.WriteCloser, error)                       { return nil, errdefs.ErrNotFound }
-func (f *fakeShim) CloseStdin(context.Context, string) error                   { return nil }
-func (f *fakeShim) Resize(string, uint16, uint16) error                        { return nil }
-func (f *fakeShim) ReopenLog(context.Context, string) error                    { return nil }
+func (f *fakeShim) Attach(context.Context, string, io.Writer, io.Writer, func()) error { return nil }
+func (f *fakeShim) Stdin(string) (io.WriteCloser, error)                               { return nil, errdefs.ErrNotFound }
+func (f *fakeShim) CloseStdin(context.Context, string) error                           { return nil }
+func (f *fakeShim) Resize(string, uint16, uint16) error                                { return nil }
+func (f *fakeShim) ReopenLog(context.Context, string) error                            { return nil }
 func (f *fakeShim) Update(context.Context, string, *specs.LinuxResources) error {
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -80,11 +79,8 @@ func (m *Manager) killContainers(ctx context.Context, p *pod) error {
 // releasePod gives back what a pod holds beside its containers. It works from the ID and the configuration alone.
 func (m *Manager) releasePod(ctx context.Context, p *pod) error {
 	cfg := p.snapshot().Config
-	if err := m.shim.Signal(ctx, p.id, syscall.SIGKILL, true); err != nil && !gone(err) {
-		return fmt.Errorf("end the init: %w", err)
-	}
 	if err := m.shim.Delete(ctx, p.id); err != nil {
-		return fmt.Errorf("remove the init: %w", err)
+		return fmt.Errorf("end the init: %w", err)
 	}
 	if !spec.HostNetwork(cfg) {
 		if err := m.o.Network.Teardown(ctx, m.attachment(p.id, cfg)); err != nil {

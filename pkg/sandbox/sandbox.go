@@ -83,7 +83,7 @@ type Shim interface {
 	Start(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, p *specs.Process, io libct.Stdio) (*libct.Process, error)
 	Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error
-	Attach(ctx context.Context, id string, out, err io.Writer) error
+	Attach(ctx context.Context, id string, out, err io.Writer, attached func()) error
 	Stdin(id string) (io.WriteCloser, error)
 	CloseStdin(ctx context.Context, id string) error
 	Resize(id string, width, height uint16) error

@@ -288,6 +288,23 @@ func TestRecoveryRemoves(t *testing.T) {
 	n.net.mu.Unlock()
 }
 
+// TestStopPodWithHalfMadeContainer: a container whose creation a kill cut short has no process to wait for.
+func TestStopPodWithHalfMadeContainer(t *testing.T) {
+	n := newNode(t)
+	pod := n.runPod("p")
+	half := n.create(pod, "half")
+	n.Close()
+	n.rewrite(store.Containers, half, ContainerCreating)
+	n.fake.states = map[string]*wire.ContainerState{}
+	n.open()
+	ctx, cancel := context.WithTimeout(background, killLimit/2)
+	defer cancel()
+	if err := n.RemovePod(ctx, pod); err != nil {
+		t.Fatal(err)
+	}
+	n.nothingLeft()
+}
+
 // rewrite gives a record another state, as a daemon leaves it that is killed at the wrong moment.
 func (n *node) rewrite(k store.Kind, id string, state any) {
 	n.t.Helper()

@@ -48,7 +48,8 @@ func ended(fd int) bool {
 	return err == nil && n > 0
 }
 
-// Signal sends a signal; an ended process gives ESRCH (a zombie does not).
+// Signal sends a signal; an ended process gives ESRCH (a zombie does not), and so
+// does a pidfd that was closed, as its owner does once the process has ended.
 func Signal(f *os.File, sig unix.Signal) error {
 	return control(f, func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
 }
@@ -60,7 +61,7 @@ func control(f *os.File, do func(fd int) error) error {
 	}
 	var inner error
 	if err := rc.Control(func(fd uintptr) { inner = do(int(fd)) }); err != nil {
-		return err
+		return unix.ESRCH // Control's only error is of a closed file
 	}
 	return inner
 }

@@ -35,7 +35,7 @@ func (s *Shim) signal(id string, sig unix.Signal, all bool) error {
 		return nil
 	}
 	switch err := pidfd.Signal(h.pidfd, sig); {
-	case errors.Is(err, unix.ESRCH), errors.Is(err, os.ErrClosed):
+	case errors.Is(err, unix.ESRCH):
 		return failf(wire.CodeState, "container %s: has ended", id)
 	case err != nil:
 		return fmt.Errorf("container %s: signal %d: %w", id, sig, err)

@@ -79,7 +79,7 @@ func (s *Shim) kill(c *container) error {
 	if err != nil {
 		return nil // nothing lives
 	}
-	if err := pidfd.Signal(h.pidfd, unix.SIGKILL); err != nil && err != unix.ESRCH && !errors.Is(err, os.ErrClosed) {
+	if err := pidfd.Signal(h.pidfd, unix.SIGKILL); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("kill: %w", err)
 	}
 	if m, err := c.manager(); err == nil && m != nil {

@@ -94,7 +94,8 @@ func begin(state, build string, log *logrus.Entry) (*Shim, error) {
 func (s *Shim) loop() error {
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM, unix.SIGINT)
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	// Handled and not ignored: what is ignored here is ignored in the containers too.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGPIPE)
 	served := make(chan error, 1)
 	go func() { served <- s.serve() }()
 	s.log.WithField("build", s.build).Info("shim serves")

@@ -143,10 +143,12 @@ static unsigned long ready_signals(void)
 {
 	static const struct {
 		unsigned long handler, flags, restorer, mask;
-	} ignore = { .handler = 1 };
+	} standard, ignore = { .handler = 1 };
 	static const unsigned long ends = 1UL << (SIGINT_ - 1) | 1UL << (SIGTERM_ - 1);
 
 	must(SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &ends, 0, sizeof(ends), 0), "block signals", "");
+	for (int n = 1; n <= 64; n++) // what is ignored here came from whoever started us
+		SYS(rt_sigaction, n, &standard, 0, sizeof(ends), 0); // SIGKILL and SIGSTOP refuse it
 	must(SYS(rt_sigaction, SIGCHLD_, &ignore, 0, sizeof(ends), 0), "ignore SIGCHLD", "");
 	return ends;
 }
