@@ -90,6 +90,8 @@ func TestRequests(t *testing.T) {
 		{create(id("a"), nil), codes.InvalidArgument, "config is missing", ""},
 		{create(id("a"), &runtimeapi.ContainerConfig{}), codes.InvalidArgument, "config.image.image is missing", ""},
 		{create(id("a"), &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: "i", RuntimeHandler: "nope"}}), codes.InvalidArgument, `config.image.runtime_handler "nope"`, ""},
+		{create(id("a"), &runtimeapi.ContainerConfig{Image: container.Image, Mounts: []*runtimeapi.Mount{{Image: &runtimeapi.ImageSpec{Image: "i", RuntimeHandler: "nope"}}}}),
+			codes.InvalidArgument, `config.mounts[0].image.runtime_handler "nope"`, ""},
 		{start("x"), codes.OK, "", "StartContainer x"},
 		{start(""), codes.InvalidArgument, "container_id is missing", ""},
 		{stop("x", 5), codes.OK, "", "StopContainer x 5s"},

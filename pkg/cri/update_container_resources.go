@@ -12,6 +12,9 @@ func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.Upd
 	if err := checkID("container_id", r.GetContainerId()); err != nil {
 		return nil, err
 	}
+	if r.GetWindows() != nil {
+		return nil, invalid("windows: this host runs Linux")
+	}
 	if r.GetLinux() == nil {
 		return nil, invalid("linux is missing")
 	}
