@@ -40,6 +40,9 @@ func killAll(m cgroups.Manager, sig unix.Signal) error {
 	// Frozen, the processes cannot fork away from us.
 	frozen := m.Freeze(cgroups.Frozen)
 	pids, err := m.GetAllPids()
+	if vanished(err) {
+		return nil
+	}
 	if err == nil {
 		err = signalAll(pids, sig)
 	}
@@ -50,10 +53,16 @@ func killAll(m cgroups.Manager, sig unix.Signal) error {
 }
 
 func thaw(m cgroups.Manager) error {
-	if err := m.Freeze(cgroups.Thawed); err != nil && m.Exists() {
+	if err := m.Freeze(cgroups.Thawed); err != nil && !vanished(err) && m.Exists() {
 		return fmt.Errorf("thaw: %w", err)
 	}
 	return nil
+}
+
+// vanished tells of a cgroup that is no more, or just being removed, as systemd
+// does with a scope whose last process has ended.
+func vanished(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }
 
 func signalAll(pids []int, sig unix.Signal) error {
@@ -73,7 +82,7 @@ const emptyPatience = 10 * time.Second
 func emptied(m cgroups.Manager) error {
 	for end := time.Now().Add(emptyPatience); m.Exists(); time.Sleep(time.Millisecond) {
 		pids, err := m.GetAllPids()
-		if err != nil && m.Exists() {
+		if err != nil && !vanished(err) && m.Exists() {
 			return fmt.Errorf("list processes: %w", err)
 		}
 		if len(pids) == 0 {

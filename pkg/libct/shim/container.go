@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
@@ -28,6 +29,9 @@ type container struct {
 
 	op        sync.Mutex // held over each change
 	leftovers leftovers
+
+	outOfMemory atomic.Bool // see oomWatch
+	killed      atomic.Bool // a SIGKILL was asked for
 
 	mu      sync.Mutex // guards the rest
 	handles            // empty once it has ended

@@ -24,6 +24,9 @@ func (s *Shim) signal(id string, sig unix.Signal, all bool) error {
 	if err != nil {
 		return err
 	}
+	if sig == unix.SIGKILL {
+		c.killed.Store(true)
+	}
 	m, err := c.manager()
 	if err != nil {
 		return fmt.Errorf("container %s: open cgroup: %w", id, err)

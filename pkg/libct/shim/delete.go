@@ -79,6 +79,7 @@ func (s *Shim) kill(c *container) error {
 	if err != nil {
 		return nil // nothing lives
 	}
+	c.killed.Store(true)
 	if err := pidfd.Signal(h.pidfd, unix.SIGKILL); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("kill: %w", err)
 	}

@@ -22,6 +22,9 @@ func (s *Shim) watch(c *container) {
 	c.mu.Lock()
 	h := c.handles
 	c.mu.Unlock()
+	if err := s.oom.add(c); err != nil {
+		c.log.WithError(err).Warn("watch for want of memory")
+	}
 	if err := pidfd.Wait(h.pidfd); err != nil {
 		c.log.WithError(err).Error("wait for container")
 		return
@@ -44,6 +47,7 @@ func (s *Shim) conclude(c *container, h handles) *wire.Exit {
 	if err != nil {
 		c.log.WithError(err).Warn("open cgroup")
 	}
+	e.OOMKilled = s.oomKilled(c, m, ws) // first of all: systemd may remove the cgroup any moment
 	if m != nil && c.SharedPid {
 		if err := killAll(m, unix.SIGKILL); err != nil {
 			c.log.WithError(err).Warn("kill what the container left")
@@ -51,11 +55,6 @@ func (s *Shim) conclude(c *container, h handles) *wire.Exit {
 	}
 	if h.out != nil {
 		h.out.Drain()
-	}
-	if m != nil {
-		// An error means that the cgroup has no memory controller, or is gone.
-		kills, err := m.OOMKillCount()
-		e.OOMKilled = err == nil && kills > 0
 	}
 	if st.Comm == unexecuted && known && ws.Exited() && s.started(c) {
 		e.Code, e.StartErr = startErrorCode, execReason(c.lastWords())

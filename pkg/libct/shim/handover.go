@@ -194,7 +194,10 @@ func takeOver(state, build string, fd int, log *logrus.Entry) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := newShim(state, build, l, log)
+	s, err := newShim(state, build, l, log)
+	if err != nil {
+		return nil, err
+	}
 	for id, fd := range h.Mounts {
 		s.mounts[id] = taken(fd)
 	}

@@ -87,7 +87,7 @@ func begin(state, build string, log *logrus.Entry) (*Shim, error) {
 	if err := writeFile(filepath.Join(state, pidFile), pid); err != nil {
 		return nil, err
 	}
-	return newShim(state, build, l, log), nil
+	return newShim(state, build, l, log)
 }
 
 // loop is what the main goroutine does: signals, upgrade, end.

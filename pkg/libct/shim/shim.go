@@ -52,6 +52,7 @@ type Shim struct {
 	build    string // of the binary's file
 	log      *logrus.Entry
 	listener *net.UnixListener
+	oom      *oomWatch
 	upgrade  chan *upgrade // to the main goroutine, which alone may exec
 	stop     chan struct{} // closed by Shutdown
 
@@ -65,16 +66,20 @@ type Shim struct {
 	stopped    bool
 }
 
-func newShim(state, build string, l *net.UnixListener, log *logrus.Entry) *Shim {
+func newShim(state, build string, l *net.UnixListener, log *logrus.Entry) (*Shim, error) {
+	oom, err := newOOMWatch()
+	if err != nil {
+		return nil, err
+	}
 	return &Shim{
-		state: state, build: build, listener: l, log: log,
+		state: state, build: build, listener: l, log: log, oom: oom,
 		upgrade:    make(chan *upgrade),
 		stop:       make(chan struct{}),
 		containers: make(map[string]*container),
 		mounts:     make(map[string]*os.File),
 		execs:      make(map[int]*execution),
 		watchers:   make(map[*watcher]struct{}),
-	}
+	}, nil
 }
 
 // dir is the directory of a container.
