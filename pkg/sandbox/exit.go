@@ -90,19 +90,15 @@ func (m *Manager) endLocked(c *container, x exit) error {
 	if c.rec.State != ContainerCreated && c.rec.State != ContainerRunning {
 		return nil
 	}
-	err := m.setContainerStateLocked(c, ContainerExited, func(r *containerRecord) { x.record(r) })
-	if err != nil {
-		// A full disk must not make a dead container look alive: memory says the truth,
-		// and the shim's own record of the exit says it again after a restart.
-		c.rec.State = ContainerExited
-		x.record(&c.rec)
+	if err := m.setContainerStateLocked(c, ContainerExited, func(r *containerRecord) { x.record(r) }); err != nil {
+		return err
 	}
 	close(c.gone)
 	if c.cgroup != nil {
 		m.samples.Forget(*c.cgroup)
 	}
 	m.containerEvent(runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, c)
-	return err
+	return nil
 }
 
 func (x exit) record(r *containerRecord) {

@@ -81,7 +81,7 @@ func (m *Manager) newContainer(id string, key containerKey, p *pod, rec containe
 	return &container{id: id, key: key, pod: p, op: newOpLock(), made: newCreation(), gone: make(chan struct{}), rec: rec}
 }
 
-// setState moves a pod to a state and makes that durable; change may alter the record along with it.
+// setPodState moves a pod to a state and makes that durable; change may alter the record along with it.
 func (m *Manager) setPodState(p *pod, to PodState, change func(*podRecord)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,7 +93,7 @@ func (m *Manager) setPodState(p *pod, to PodState, change func(*podRecord)) erro
 	if change != nil {
 		change(&rec)
 	}
-	if err := m.store.Put(store.Pods, p.id, rec); err != nil {
+	if err := m.put(store.Pods, p.id, rec, to != PodCreating && to != PodReady); err != nil {
 		return err
 	}
 	p.rec = rec
@@ -116,10 +116,22 @@ func (m *Manager) setContainerStateLocked(c *container, to ContainerState, chang
 	if change != nil {
 		change(&rec)
 	}
-	if err := m.store.Put(store.Containers, c.id, rec); err != nil {
+	if err := m.put(store.Containers, c.id, rec, to == ContainerExited || to == ContainerRemoving); err != nil {
 		return err
 	}
 	c.rec = rec
+	return nil
+}
+
+// put writes a record. A full disk must not keep an object from ending, for that
+// is what makes room: the end then counts without its record, and after a restart
+// is found out again, or begun again by whoever asked for it.
+func (m *Manager) put(k store.Kind, id string, rec any, ends bool) error {
+	err := m.store.Put(k, id, rec)
+	if err == nil || !ends {
+		return err
+	}
+	m.log.WithError(err).WithField("id", id).Error("An end could not be recorded; it counts all the same")
 	return nil
 }
 

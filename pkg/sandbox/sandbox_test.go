@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/pkg/libct"
@@ -303,6 +304,44 @@ func TestStopPodWithHalfMadeContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.nothingLeft()
+}
+
+// TestFullDisk: what is asked to end ends, though nothing can be written; what is asked to begin is refused.
+func TestFullDisk(t *testing.T) {
+	n := newNode(t)
+	n.Close()
+	root := filepath.Join(n.dir, "root")
+	if err := unix.Mount("full", root, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	n.open()
+	pod := n.runPod("p")
+	c := n.create(pod, "c")
+	n.start(c)
+	ballast := filepath.Join(root, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	if _, err := n.RunPod(background, podConfig("q"), ""); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a pod on a full disk gave %v", err)
+	}
+	n.fake.exit(c, wire.Exit{Code: 4}, true)
+	if s := n.container(c); s.State != ContainerExited || s.ExitCode != 4 {
+		t.Errorf("the container is %+v", s)
+	}
+	for _, f := range []func(context.Context, string) error{n.StopPod, n.RemovePod} {
+		if err := f(background, pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	n.eventually("the refused pod is gone", func() bool { return len(n.Pods()) == 0 })
+	if left, _ := os.ReadDir(filepath.Join(root, "records/pods")); len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
 }
 
 // rewrite gives a record another state, as a daemon leaves it that is killed at the wrong moment.
