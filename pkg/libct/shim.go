@@ -23,6 +23,7 @@ type Shim struct {
 	o      Options
 	binary string // absolute path of the shim
 	log    *logrus.Entry
+	warm   *prewarmer
 
 	cancel context.CancelFunc // ends the goroutine that looks after the shim
 	looked sync.WaitGroup     // for it
@@ -48,7 +49,7 @@ func Open(ctx context.Context, o Options) (*Shim, error) {
 		o.Log = logrus.NewEntry(logrus.StandardLogger())
 	}
 	s := &Shim{
-		o: o, binary: binary, log: o.Log,
+		o: o, binary: binary, log: o.Log, warm: newPrewarmer(),
 		ready:   make(chan struct{}),
 		spares:  make(map[string]*spare),
 		writers: make(map[string]map[*stdinWriter]struct{}),

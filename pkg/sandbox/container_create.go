@@ -46,6 +46,7 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtim
 	}
 	if fresh {
 		m.background(func(ctx context.Context) {
+			defer m.beginCreation()()
 			ctx, cancel := context.WithTimeout(ctx, createLimit)
 			defer cancel()
 			m.createContainer(ctx, c, img, initPid)

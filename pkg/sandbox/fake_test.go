@@ -238,6 +238,7 @@ func (f *fakeShim) ReopenLog(context.Context, string) error                     
 func (f *fakeShim) Update(context.Context, string, *specs.LinuxResources) error {
 	return nil
 }
+func (f *fakeShim) Prewarm()                         {}
 func (f *fakeShim) Spec(string) (*specs.Spec, error) { return &specs.Spec{}, nil }
 func (f *fakeShim) Close() error                     { return nil }
 

@@ -44,6 +44,7 @@ func (m *Manager) RunPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, 
 	}
 	if fresh {
 		m.background(func(ctx context.Context) {
+			defer m.beginCreation()() // containers come next
 			ctx, cancel := context.WithTimeout(ctx, createLimit)
 			defer cancel()
 			m.createPod(ctx, p)

@@ -42,6 +42,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -81,6 +82,7 @@ type Shim interface {
 	ImagePath(id string, n int) string
 	Create(ctx context.Context, id string, o libct.CreateOptions) (pid int, err error)
 	Start(ctx context.Context, id string) error
+	Prewarm()
 	Exec(ctx context.Context, id string, p *specs.Process, io libct.Stdio) (*libct.Process, error)
 	Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error
 	Attach(ctx context.Context, id string, out, err io.Writer, attached func()) error
@@ -132,6 +134,8 @@ type Manager struct {
 	work   sync.WaitGroup
 
 	networkSwept chan struct{} // closed when pods may be attached
+
+	creations atomic.Int32 // under way
 
 	mu         sync.RWMutex // guards the maps
 	pods       map[string]*pod
@@ -214,6 +218,15 @@ func (m *Manager) background(f func(context.Context)) {
 		defer m.work.Done()
 		f(m.ctx)
 	}()
+}
+
+// beginCreation lets the shim prepare for a creation when none is under way;
+// those that come while one is find the kernel prepared. The returned function ends it.
+func (m *Manager) beginCreation() (end func()) {
+	if m.creations.Add(1) == 1 {
+		m.shim.Prewarm()
+	}
+	return func() { m.creations.Add(-1) }
 }
 
 // detached runs f to its end even if the caller's context ends before, within
