@@ -102,7 +102,7 @@ lint: $(PODINIT)/init.bin
 	@out=$$(gofmt -l cmd pkg hack test); [ -z "$$out" ] || { echo "gofmt -w $$out"; exit 1; }
 	go vet ./...
 	go vet -tags '$(SHIM_TAGS)' ./pkg/libct/... ./cmd/criserver-shim
-	go test ./hack
+	go test ./hack ./hack/conformance
 
 # ---- install ----
 

@@ -50,8 +50,39 @@ func TestCritest(t *testing.T) {
 	if runErr != nil && !failed {
 		t.Errorf("critest: %v\n%s", runErr, tail(output, 50))
 	}
+	if *focus == "" {
+		checkTable(t, specs)
+	}
 	if t.Failed() {
 		t.Logf("%d specs in %.0f s; the end of the daemon's log:\n%s", len(specs), time.Since(began).Seconds(), n.LogTail(30))
+	}
+}
+
+// checkTable holds the table from which docs/conformance.md has its rows to what was run: every spec that ran has a row,
+// and no row has a spec that did not.
+func checkTable(t *testing.T, specs []spec) {
+	t.Helper()
+	b, err := os.ReadFile("../conformance/critest.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		if id, name, ok := strings.Cut(strings.TrimSpace(line), "\t"); ok {
+			rows["[It] "+name] = id
+		}
+	}
+	for _, s := range specs {
+		if s.Skipped != nil || !strings.HasPrefix(s.Name, "[It] ") {
+			continue
+		}
+		if rows[s.Name] == "" {
+			t.Errorf("critest.tsv has no row for %q", s.Name)
+		}
+		delete(rows, s.Name)
+	}
+	for name, id := range rows {
+		t.Errorf("%s: %q did not run", id, name)
 	}
 }
 
