@@ -28,6 +28,7 @@ ARGS    ?=
 export GOFLAGS ?= -buildvcs=false
 
 LDFLAGS   := -s -w -X main.version=$(VERSION)
+TAGS      := nri_no_wasm
 SHIM_TAGS := netgo osusergo seccomp runc_nocriu
 PODINIT   := pkg/libct/shim/podinit
 
@@ -42,7 +43,7 @@ build: bin/criserver bin/criserver-shim
 # Go knows best what has changed; these rules always ask it.
 .PHONY: bin/criserver bin/criserver-shim
 bin/criserver: $(PODINIT)/init.bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/criserver
+	CGO_ENABLED=0 go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@ ./cmd/criserver
 
 bin/criserver-shim: $(PODINIT)/init.bin
 	CGO_ENABLED=1 go build -trimpath -tags '$(SHIM_TAGS)' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/criserver-shim

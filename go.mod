@@ -5,6 +5,8 @@ go 1.26.6
 require (
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/errdefs v1.0.0
+	github.com/containerd/errdefs/pkg v0.3.0
+	github.com/containerd/nri v0.12.3
 	github.com/containerd/platforms v1.0.0-rc.5
 	github.com/containernetworking/cni v1.3.1
 	github.com/containernetworking/plugins v1.9.1
@@ -34,9 +36,17 @@ require (
 	k8s.io/cri-api v0.37.2
 	k8s.io/cri-streaming v0.37.2
 	sigs.k8s.io/knftables v0.0.18
+	tags.cncf.io/container-device-interface v1.1.1
 )
 
-require github.com/moby/sys/user v0.4.1 // indirect
+require (
+	github.com/knqyf263/go-plugin v0.9.0 // indirect
+	github.com/moby/sys/user v0.4.1 // indirect
+	github.com/tetratelabs/wazero v1.11.0 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/mod v0.41.0 // indirect
+	tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
+)
 
 require (
 	cyphar.com/go-pathrs v0.2.6 // indirect

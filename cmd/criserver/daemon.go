@@ -19,11 +19,13 @@ import (
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 
+	"github.com/criserver/criserver/pkg/cdi"
 	"github.com/criserver/criserver/pkg/cni"
 	"github.com/criserver/criserver/pkg/config"
 	"github.com/criserver/criserver/pkg/cri"
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/imagesvc"
+	"github.com/criserver/criserver/pkg/nri"
 	"github.com/criserver/criserver/pkg/sandbox"
 )
 
@@ -141,18 +143,56 @@ func (s *server) open(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	sandboxes, err := sandbox.Open(ctx, sandbox.Options{
+	o := sandbox.Options{
 		Root: c.Root, State: c.State, Shim: shim, Images: s.images, Network: network,
 		Host: host, Defaults: defaults, Handlers: handlers, Log: s.log.WithField("component", "sandbox"),
-	})
+	}
+	sandboxes, err := s.openSandboxes(ctx, c, o)
 	if err != nil {
 		return err
 	}
-	s.onClose("sandboxes", sandboxes.Close)
 	return s.openEdge(c, cri.Options{
 		Sandboxes: sandboxes, Images: s.images, Network: network, Host: host, Handlers: slices.Sorted(maps.Keys(handlers)),
 		CgroupSystemd: defaults.SystemdCgroup, Log: s.log.WithField("component", "cri"),
 	})
+}
+
+// openSandboxes opens the pods and containers and what has a say in them: devices of vendors, and plugins.
+func (s *server) openSandboxes(ctx context.Context, c *config.Config, o sandbox.Options) (*sandbox.Manager, error) {
+	devices, err := cdi.Open(c.CDI.SpecDirs, s.log.WithField("component", "cdi"))
+	if err != nil {
+		return nil, err
+	}
+	s.onClose("cdi", devices.Close)
+	o.Devices = devices
+	var plugins *nri.Service
+	if c.NRI.Socket != "" {
+		plugins, err = nri.New(nri.Options{
+			Socket: c.NRI.Socket, PluginDir: c.NRI.PluginDir, ConfDir: c.NRI.ConfDir, Version: version,
+			Host: o.Host, Devices: devices, Log: s.log.WithField("component", "nri"),
+		})
+		if err != nil {
+			return nil, err
+		}
+		o.Hooks = plugins
+	}
+	sandboxes, err := sandbox.Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	s.onClose("sandboxes", sandboxes.Close)
+	if plugins == nil {
+		return sandboxes, nil
+	}
+	err = plugins.Start(sandboxes)
+	if errors.Is(err, nri.ErrServed) { // another runtime on the node, which was there first
+		s.log.WithError(err).Warn("No NRI plugin is served: set nri.socket to another path, or to \"\"")
+		return sandboxes, nil
+	}
+	if err == nil {
+		s.onClose("nri", plugins.Close)
+	}
+	return sandboxes, err
 }
 
 // openEdge makes what serves CRI, from options that know the parts below it.

@@ -178,7 +178,8 @@ func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
 // configure writes the configuration, with more lines for its top.
 func (r *rig) configure(t *testing.T, more string) {
 	t.Helper()
-	text := fmt.Sprintf("%s\nlisten = '%s'\nroot = '%s'\nstate = '%s'\n[cni]\nconf_dir = '%s'\n", more, r.path("sock"), r.path("root"), r.path("run"), r.path("net.d"))
+	text := fmt.Sprintf("%s\nlisten = '%s'\nroot = '%s'\nstate = '%s'\n[cni]\nconf_dir = '%s'\n[nri]\nsocket = '%s'\n",
+		more, r.path("sock"), r.path("root"), r.path("run"), r.path("net.d"), r.path("nri"))
 	must(t, os.WriteFile(r.path("config.toml"), []byte(text), 0o600))
 }
 
@@ -269,8 +270,8 @@ func TestDaemon(t *testing.T) {
 	r.signal(t, unix.SIGHUP)
 	r.told(t, "RELOADING=1\nMONOTONIC_USEC=")
 	r.told(t, "READY=1")
-	must(t, os.WriteFile(r.path("config.toml"), []byte(fmt.Sprintf("log_level = 'debug'\nlisten = '%s'\nroot = '%s'\nstate = '%s'\n[cni]\nconf_dir = '%s'\n[streaming]\nidle_timeout = '1h'\n[image]\nparallel = 5\n",
-		r.path("sock"), r.path("root"), r.path("run"), r.path("net.d"))), 0o600))
+	must(t, os.WriteFile(r.path("config.toml"), []byte(fmt.Sprintf("log_level = 'debug'\nlisten = '%s'\nroot = '%s'\nstate = '%s'\n[cni]\nconf_dir = '%s'\n[nri]\nsocket = '%s'\n[streaming]\nidle_timeout = '1h'\n[image]\nparallel = 5\n",
+		r.path("sock"), r.path("root"), r.path("run"), r.path("net.d"), r.path("nri"))), 0o600))
 	r.signal(t, unix.SIGHUP)
 	r.told(t, "RELOADING=1")
 	r.told(t, "READY=1")

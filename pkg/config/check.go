@@ -33,7 +33,7 @@ func (p *problem) Error() string { return p.key + ": " + p.text }
 
 // Check says what is wrong with the values, the first one found.
 func (c *Config) Check() error {
-	for _, check := range []func() *problem{c.checkTop, c.checkImage, c.checkCNI, c.checkStreaming, c.checkDefaults, c.checkHandlers} {
+	for _, check := range []func() *problem{c.checkTop, c.checkImage, c.checkCNI, c.checkNRI, c.checkStreaming, c.checkDefaults, c.checkHandlers} {
 		if p := check(); p != nil {
 			return p
 		}
@@ -84,6 +84,26 @@ func (c *Config) checkCNI() *problem {
 	}
 	for _, d := range c.CNI.BinDirs {
 		if p := absolute("cni.bin_dirs", d, 0); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkNRI() *problem {
+	if c.NRI.Socket != "" {
+		if p := absolute("nri.socket", c.NRI.Socket, maxSocketPath); p != nil {
+			return p
+		}
+	}
+	if p := absolute("nri.plugin_dir", c.NRI.PluginDir, 0); p != nil {
+		return p
+	}
+	if p := absolute("nri.conf_dir", c.NRI.ConfDir, 0); p != nil {
+		return p
+	}
+	for _, d := range c.CDI.SpecDirs {
+		if p := absolute("cdi.spec_dirs", d, 0); p != nil {
 			return p
 		}
 	}

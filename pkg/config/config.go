@@ -39,6 +39,8 @@ type Config struct {
 
 	Image     Image              `toml:"image"`
 	CNI       CNI                `toml:"cni"`
+	NRI       NRI                `toml:"nri"`
+	CDI       CDI                `toml:"cdi"`
 	Streaming Streaming          `toml:"streaming"`
 	Defaults  Defaults           `toml:"defaults" comment:"What containers get for which CRI has no field or whose field is not set."`
 	Handler   map[string]Handler `toml:"handler" comment:"Runtime handlers, the \"handler\" of a RuntimeClass, beside the default one: a table [handler.NAME] each, with ulimits, writable_cgroups and annotations."`
@@ -57,6 +59,18 @@ type CNI struct {
 	ConfDir string   `toml:"conf_dir" comment:"Directory of CNI configurations; the first file by name is used. Changes take effect at once."`
 	BinDirs []string `toml:"bin_dirs" comment:"Directories of CNI plugins."`
 	Builtin bool     `toml:"builtin" comment:"Run loopback, bridge, host-local and portmap in process, and serve a bridge network of our own while conf_dir has no configuration."`
+}
+
+// NRI is about plugins that have a say in the life of pods and containers.
+type NRI struct {
+	Socket    string `toml:"socket" comment:"Unix socket on which plugins of the Node Resource Interface connect; empty: no plugins at all."`
+	PluginDir string `toml:"plugin_dir" comment:"Directory of plugins that are started with the daemon: programs with names such as \"10-name\"."`
+	ConfDir   string `toml:"conf_dir" comment:"Directory of their configurations: \"10-name.conf\" or \"name.conf\"."`
+}
+
+// CDI is about devices that their vendors describe in files.
+type CDI struct {
+	SpecDirs []string `toml:"spec_dirs" comment:"Directories of descriptions of the Container Device Interface; a later one wins. Changes take effect at once."`
 }
 
 // Streaming is about the server for exec, attach and port-forward.
@@ -100,6 +114,8 @@ func Default() *Config {
 			BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
 			Builtin: true,
 		},
+		NRI:       NRI{Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", ConfDir: "/etc/nri/conf.d"},
+		CDI:       CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
 		Defaults:  Defaults{CgroupManager: "auto", Ulimits: []string{}, UnprivilegedPorts: true},
 		Handler:   map[string]Handler{},

@@ -151,6 +151,11 @@ func TestErrors(t *testing.T) {
 		{"[handler.x]\nprivileged = true", `:2: `},
 		{"[cni]\nbin_dirs = ['/a', 'b']", `:2: cni.bin_dirs: "b"`},
 		{"[cni]\nconf_dir = ''", `:2: cni.conf_dir: ""`},
+		{"[nri]\nsocket = 'nri.sock'", `:2: nri.socket: "nri.sock" is not an absolute path`},
+		{"[nri]\nsocket = '/" + strings.Repeat("x", 107) + "'", `longer than 107 bytes`},
+		{"[nri]\nplugin_dir = ''", `:2: nri.plugin_dir: ""`},
+		{"[nri]\nconf_dir = 'x'", `:2: nri.conf_dir: "x"`},
+		{"[cdi]\nspec_dirs = ['/etc/cdi', 'x']", `:2: cdi.spec_dirs: "x"`},
 	} {
 		path := write(t, c.text)
 		_, err := Load(path)

@@ -170,6 +170,8 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 		{"user", b.resolveUser},
 		{"volumes", b.makeVolumes},
 		{"spec", b.makeSpec},
+		{"CDI devices", b.injectDevices},
+		{"plugins", b.adjust},
 		{"labels", b.relabel},
 		{"create", b.create},
 	}
@@ -179,9 +181,38 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	return m.setContainerState(c, ContainerCreated, func(r *containerRecord) {
-		r.User, r.Pid = b.user, b.pid
+	if err := b.finish(); err != nil {
+		return err
+	}
+	m.note(ctx, HookPostCreate, c.pod, c)
+	return nil
+}
+
+// finish records the container as created.
+func (b *containerBuild) finish() error {
+	resources, err := newMessage(b.resources())
+	if err != nil {
+		return err
+	}
+	b.c.mu.Lock()
+	defer b.c.mu.Unlock()
+	b.c.newSpec = nil // from here on it is read from where the shim has it
+	return b.m.setContainerStateLocked(b.c, ContainerCreated, func(r *containerRecord) {
+		r.User, r.Pid, r.Resources = b.user, b.pid, resources
 	})
+}
+
+// resources are those that the container was created with.
+func (b *containerBuild) resources() *runtimeapi.LinuxContainerResources {
+	asked := b.cfg.GetLinux().GetResources()
+	if b.changed == nil {
+		return asked
+	}
+	r := mergeResources(asked, b.changed)
+	if adj := b.changed.GetOomScoreAdj(); adj != 0 {
+		r.OomScoreAdj = adj
+	}
+	return r
 }
 
 // containerBuild is what the stages of a creation hand on.
@@ -199,6 +230,7 @@ type containerBuild struct {
 	user    rootfs.User
 	volumes map[string]string
 	opts    libct.CreateOptions
+	changed *runtimeapi.LinuxContainerResources // by hooks
 	pid     int
 }
 
@@ -305,6 +337,18 @@ func (b *containerBuild) makeSpec(context.Context) error {
 	})
 	b.opts = libct.CreateOptions{Spec: s, LogPath: b.logPath, Stdin: b.cfg.GetStdin(), SystemdCgroup: b.m.o.Defaults.SystemdCgroup}
 	return err
+}
+
+// injectDevices adds the CDI devices that the container asks for.
+func (b *containerBuild) injectDevices(context.Context) error {
+	names, err := spec.CDIDevices(b.cfg)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	if err := b.m.o.Devices.Inject(b.opts.Spec, names); err != nil {
+		return fmt.Errorf("CDI_devices: %w", err)
+	}
+	return nil
 }
 
 func (b *containerBuild) create(ctx context.Context) (err error) {

@@ -32,6 +32,18 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 	if p := c.pod.snapshot(); p.State != PodReady {
 		return fmt.Errorf("start container %s: %w", c.id, notReady(p))
 	}
+	if err := m.tell(ctx, HookStart, c.pod, c); err != nil {
+		return fmt.Errorf("start container %s: %w", c.id, err)
+	}
+	if err := m.execute(ctx, c); err != nil {
+		return err
+	}
+	m.note(ctx, HookPostStart, c.pod, c)
+	return nil
+}
+
+// execute releases the created process.
+func (m *Manager) execute(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	if s := c.rec.State; s != ContainerCreated {
 		c.mu.Unlock()

@@ -153,6 +153,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	if err := m.setContainerState(c, ContainerRemoving, nil); err != nil {
 		return err
 	}
+	m.containerRemoved(ctx, c)
 	if err := errors.Join(m.shim.Delete(ctx, c.id), os.RemoveAll(m.containerDir(c.id))); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}

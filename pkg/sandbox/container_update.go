@@ -23,15 +23,68 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 		return err
 	}
 	defer c.op.unlock()
-	s := c.snapshot()
-	if s.State != ContainerCreated && s.State != ContainerRunning {
-		return fmt.Errorf("container %s is %s: only a created or running one can be updated: %w", c.id, s.State, errdefs.ErrFailedPrecondition)
+	if err := c.updatable(); err != nil {
+		return err
 	}
-	change, err := spec.ResourceChange(s.Resources, r, m.o.Host)
+	if r, err = m.updateHooks(ctx, c, r); err != nil {
+		return err
+	}
+	if err := m.setResources(ctx, c, r); err != nil {
+		return err
+	}
+	m.note(ctx, HookPostUpdate, c.pod, c)
+	return nil
+}
+
+// updateHooks lets hooks change an update. They see a valid one.
+func (m *Manager) updateHooks(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error) {
+	if m.o.Hooks == nil {
+		return r, nil
+	}
+	if _, err := spec.ResourceChange(c.snapshot().Resources, r, m.o.Host); err != nil {
+		return nil, err
+	}
+	changed, err := m.o.Hooks.UpdateContainer(ctx, m.hookObject(c.pod, c), r)
+	if err != nil {
+		return nil, fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	if changed != nil {
+		r = mergeResources(r, changed)
+	}
+	return r, nil
+}
+
+// SetResources is UpdateContainer for hooks: they are not asked about what they themselves want.
+func (m *Manager) SetResources(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	c, err := m.findContainer(id)
 	if err != nil {
 		return err
 	}
-	merged, err := newMessage(mergeResources(s.Resources, r))
+	return m.setResources(ctx, c, r)
+}
+
+func (c *container) updatable() error {
+	if s := c.state(); s != ContainerCreated && s != ContainerRunning {
+		return fmt.Errorf("container %s is %s: only a created or running one can be updated: %w", c.id, s, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// setResources needs no operation lock: hooks want changes of containers while operations on others wait for the hooks.
+func (m *Manager) setResources(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
+	if err := c.limits.lock(ctx, "update container "+c.id); err != nil {
+		return err
+	}
+	defer c.limits.unlock()
+	if err := c.updatable(); err != nil {
+		return err
+	}
+	old := c.snapshot().Resources
+	change, err := spec.ResourceChange(old, r, m.o.Host)
+	if err != nil {
+		return err
+	}
+	merged, err := newMessage(mergeResources(old, r))
 	if err != nil {
 		return fmt.Errorf("linux: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
@@ -40,6 +93,9 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, r *runtimeapi.
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.rec.State == ContainerRemoving {
+		return nil // its record is no more
+	}
 	return m.setContainerStateLocked(c, c.rec.State, func(rec *containerRecord) { rec.Resources = merged })
 }
 

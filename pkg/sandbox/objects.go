@@ -49,6 +49,7 @@ type pod struct {
 	mu         sync.Mutex
 	rec        podRecord
 	stage      string // of its creation, for people
+	hooked     hookState
 	containers map[containerKey]*container
 }
 
@@ -61,6 +62,9 @@ type container struct {
 	made *creation
 	gone chan struct{} // closed when the process has exited and rec says so
 
+	limits  opLock        // held while limits change; taken last
+	endTold chan struct{} // closed when hooks have heard of the exit
+
 	process atomic.Pointer[specs.Spec] // see firstProcess
 
 	mu       sync.Mutex
@@ -71,6 +75,8 @@ type container struct {
 	stop     stopState
 	cgroup   *stats.Cgroup   // once it was found
 	uses     []digest.Digest // images, to be released once
+	hooked   hookState
+	newSpec  *specs.Spec // while it is being created, once hooks may know of it
 }
 
 func (m *Manager) newPod(id string, key podKey, rec podRecord) *pod {
@@ -78,7 +84,8 @@ func (m *Manager) newPod(id string, key podKey, rec podRecord) *pod {
 }
 
 func (m *Manager) newContainer(id string, key containerKey, p *pod, rec containerRecord) *container {
-	return &container{id: id, key: key, pod: p, op: newOpLock(), made: newCreation(), gone: make(chan struct{}), rec: rec}
+	return &container{id: id, key: key, pod: p, op: newOpLock(), made: newCreation(), rec: rec,
+		gone: make(chan struct{}), limits: newOpLock(), endTold: make(chan struct{})}
 }
 
 // setPodState moves a pod to a state and makes that durable; change may alter the record along with it.

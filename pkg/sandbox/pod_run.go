@@ -125,6 +125,12 @@ func (m *Manager) buildPod(ctx context.Context, p *pod) error {
 			}
 			return err
 		}},
+		{"plugins", func() error {
+			p.mu.Lock() // they are told where it is; recorded with the state
+			p.rec.IPs, p.rec.CNI, p.rec.InitPid = result.IPs, result.Raw, initPid
+			p.mu.Unlock()
+			return m.runHooks(ctx, p)
+		}},
 	}
 	for _, s := range stages {
 		p.atStage(s.name)
@@ -132,9 +138,7 @@ func (m *Manager) buildPod(ctx context.Context, p *pod) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	return m.setPodState(p, PodReady, func(r *podRecord) {
-		r.IPs, r.CNI, r.InitPid = result.IPs, result.Raw, initPid
-	})
+	return m.setPodState(p, PodReady, nil)
 }
 
 func (m *Manager) attachNetwork(ctx context.Context, p *pod) (cni.Result, error) {

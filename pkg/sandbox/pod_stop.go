@@ -50,6 +50,10 @@ func (m *Manager) stopPodLocked(ctx context.Context, p *pod) error {
 	if err := m.killContainers(ctx, p); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
+	if err := m.endsTold(ctx, p); err != nil {
+		return fmt.Errorf("stop pod %s: %w", p.id, err)
+	}
+	m.stopHooks(ctx, p)
 	if err := m.releasePod(ctx, p); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
@@ -121,6 +125,7 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 	if err := m.setPodState(p, PodRemoving, nil); err != nil {
 		return err
 	}
+	m.removeHooks(ctx, p)
 	if err := m.releasePod(ctx, p); err != nil { // again: a creation that failed was never stopped
 		return fmt.Errorf("remove pod %s: %w", p.id, err)
 	}

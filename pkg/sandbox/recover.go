@@ -29,6 +29,7 @@ func (m *Manager) load() error {
 		meta := rec.Config.M.GetMetadata()
 		p := m.newPod(id, podKey{meta.GetName(), meta.GetNamespace(), meta.GetUid(), meta.GetAttempt()}, rec)
 		p.made.finish(nil)
+		p.hooked = hookState{announced: rec.State != PodCreating && rec.State != PodRemoving, stopped: rec.State == PodStopped}
 		m.pods[id], m.podKeys[p.key] = p, p
 	}
 	containers, more, err := m.store.Load(store.Containers)
@@ -62,7 +63,10 @@ func (m *Manager) loadContainer(id string, raw []byte) error {
 	c.uses = rec.images()
 	if rec.State == ContainerExited || rec.State == ContainerRemoving {
 		close(c.gone)
+		close(c.endTold)
+		c.hooked.stopped = true
 	}
+	c.hooked.announced = rec.State != ContainerCreating && rec.State != ContainerRemoving
 	m.containers[id], p.containers[c.key] = c, c
 	return nil
 }

@@ -98,6 +98,11 @@ type Shim interface {
 	Close() error
 }
 
+// Devices are what the sandbox needs of cdi.
+type Devices interface {
+	Inject(s *specs.Spec, names []string) error
+}
+
 // Options configure Open.
 type Options struct {
 	Root     string // durable directory, e.g. /var/lib/criserver
@@ -105,6 +110,8 @@ type Options struct {
 	Shim     string // path of criserver-shim
 	Images   Images
 	Network  Network
+	Devices  Devices // for CDI
+	Hooks    Hooks   // nil: none
 	Host     spec.Host
 	Defaults spec.Defaults
 	Handlers map[string]spec.Handler // runtime handlers beside the default "", by name

@@ -80,8 +80,9 @@ func (n *Node) configure(name string) error {
 	hosts, networks := filepath.Join(n.Dir, "certs.d/_default"), filepath.Join(n.Dir, "net.d")
 	for file, text := range map[string]string{
 		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n"+
+			"[nri]\nsocket = %q\nplugin_dir = %q\n[cdi]\nspec_dirs = [%q]\n"+
 			"[handler.special]\nulimits = [\"nofile=500:600\", \"core=0\"]\nannotations = [\"ulimits\", \"writable-cgroups\"]\n[handler.plain]\n",
-			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks),
+			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks, n.Plugins(), filepath.Join(n.Dir, "nri.d"), n.Devices()),
 		filepath.Join(hosts, "hosts.toml"):       fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", *registry),
 		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, name, filepath.Join(n.Dir, "ipam"), 232+subnets.Add(1)),
 	} {
@@ -142,6 +143,12 @@ func (n *Node) Root() string { return filepath.Join(n.Dir, "root") }
 
 // State is the daemon's volatile directory.
 func (n *Node) State() string { return filepath.Join(n.Dir, "run") }
+
+// Plugins is the socket on which NRI plugins connect.
+func (n *Node) Plugins() string { return filepath.Join(n.Dir, "nri.sock") }
+
+// Devices is the directory of descriptions of CDI devices.
+func (n *Node) Devices() string { return filepath.Join(n.Dir, "cdi.d") }
 
 // Log is the daemon's log file.
 func (n *Node) Log() string { return filepath.Join(n.Dir, "log") }

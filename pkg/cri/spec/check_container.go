@@ -1,10 +1,8 @@
 package spec
 
 import (
-	"fmt"
 	"path"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -103,14 +101,6 @@ func (c *check) capabilities() error {
 		if _, _, err := parseCaps(list.field, list.names); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// cdi refuses devices that would otherwise be missing in the container without a word.
-func (c *check) cdi() error {
-	if d := c.cfg.GetCDIDevices(); len(d) > 0 {
-		return fmt.Errorf("CDI_devices: %s cannot be injected: CDI is not supported: %w", show(d[0].GetName()), errdefs.ErrNotImplemented)
 	}
 	return nil
 }

@@ -279,6 +279,12 @@ func TestCheckContainerRefuses(t *testing.T) {
 		{device("/dev/x", "/proc/x", "r"), "devices[0].container_path"}, {device("/dev/x", "/", "r"), "devices[0].container_path"},
 		{resources(&runtimeapi.LinuxContainerResources{OomScoreAdj: -1001}), "linux.resources.oom_score_adj"},
 		{func(c *config) { c.StopSignal = 66 }, "stop_signal"},
+		{func(c *config) {
+			c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/gpu=0"}, {Name: "gpu0"}}
+		}, "CDI_devices[1].name"},
+		{func(c *config) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/gpu=0\n"}} }, "CDI_devices[0].name"},
+		{func(c *config) { c.CDIDevices = make([]*runtimeapi.CDIDevice, 10000) }, "CDI_devices"},
+		{func(c *config) { c.Annotations = map[string]string{"cdi.k8s.io/a": "vendor.example/gpu=0,"} }, "annotations: \"cdi.k8s.io/a\""},
 	} {
 		t.Run(fmt.Sprintf("%d %.40s", i, c.field), func(t *testing.T) {
 			in := kubelet()
@@ -288,8 +294,6 @@ func TestCheckContainerRefuses(t *testing.T) {
 	}
 	in := kubelet()
 	expect(t, CheckContainer(in.Pod, nil), errdefs.ErrInvalidArgument, "config")
-	in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/gpu=0"}}
-	expect(t, CheckContainer(in.Pod, in.Container), errdefs.ErrNotImplemented, "CDI_devices")
 }
 
 // The value of a variable may be a secret.

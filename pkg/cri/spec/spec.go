@@ -9,10 +9,10 @@
 // spec, which golden files in testdata hold fast.
 //
 // Every error names the field of the request that is to blame, wraps
-// errdefs.ErrInvalidArgument (ErrNotImplemented for CDI devices), and never
-// shows the value of an environment variable. What a user may write freely (annotations,
-// labels of pod, container or image) has no influence on the result, but for the
-// few annotations of ours that the pod's runtime handler allows (handler.go).
+// errdefs.ErrInvalidArgument, and never shows the value of an environment
+// variable. What a user may write freely (annotations, labels of pod, container
+// or image) has no influence on the result, but for the few annotations of ours
+// that the pod's runtime handler allows (handler.go).
 //
 // One rule per file: process.go (command, environment, user), capabilities.go,
 // mounts.go, devices.go, namespaces.go, resources.go, cgroup.go, security.go

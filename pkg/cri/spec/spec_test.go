@@ -617,7 +617,7 @@ func TestAnnotationsAreNotOrders(t *testing.T) {
 		"org.systemd.property.TimeoutStopUSec", "run.oci.handler", "io.kubernetes.cri-o.Devices", "io.katacontainers.config.hypervisor.path",
 		"cdi.k8s.io/gpu", "io.kubernetes.cri.container-type", "io.kubernetes.cri.blockio-class", "seccomp.security.alpha.kubernetes.io/pod",
 	} {
-		orders[k] = "x"
+		orders[k] = "vendor.example/gpu=0"
 	}
 	in := kubelet()
 	in.Pod.Annotations, in.Container.Annotations, in.Image.Config.Labels = orders, orders, orders
