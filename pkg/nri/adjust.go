@@ -3,6 +3,7 @@ package nri
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
@@ -10,16 +11,21 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// adjust changes a spec as plugins want it. The library knows what each change means; see generator for what it builds on.
-func (s *Service) adjust(oci *specs.Spec, a *api.ContainerAdjustment) error {
+// adjust changes a spec as plugins want it. The library knows what each change means; see generator for what it builds on. env
+// are the variables that plugins left.
+func (s *Service) adjust(oci *specs.Spec, a *api.ContainerAdjustment, env []string) error {
 	if a == nil {
 		return nil
 	}
-	if oci.Process != nil { // the library appends limits, also to one of the same kind
-		oci.Process.Rlimits = without(oci.Process.Rlimits, func(old specs.POSIXRlimit) bool {
-			return slices.ContainsFunc(a.GetRlimits(), func(l *api.POSIXRlimit) bool { return l.GetType() == old.Type })
-		})
-	}
+	p := generator{oci}.process()
+	// The library appends limits, also to one of the same kind.
+	p.Rlimits = without(p.Rlimits, func(old specs.POSIXRlimit) bool {
+		return slices.ContainsFunc(a.GetRlimits(), func(l *api.POSIXRlimit) bool { return l.GetType() == old.Type })
+	})
+	// The library passes on which variables were added, but not that one was removed.
+	p.Env = without(p.Env, func(old string) bool {
+		return !slices.ContainsFunc(env, func(e string) bool { return variable(e) == variable(old) })
+	})
 	g := generate.SpecGenerator(generator{oci},
 		generate.WithCDIDeviceInjector(s.injectDevices),
 		generate.WithResourceChecker(s.fit),
@@ -38,6 +44,12 @@ func (s *Service) adjust(oci *specs.Spec, a *api.ContainerAdjustment) error {
 		oci.Linux.Seccomp.DefaultErrnoRet = &v
 	}
 	return nil
+}
+
+// variable is the name of NAME=VALUE.
+func variable(e string) string {
+	name, _, _ := strings.Cut(e, "=")
+	return name
 }
 
 func (s *Service) injectDevices(oci *specs.Spec, names []string) error {

@@ -74,10 +74,11 @@ func (s *Service) CreateContainer(ctx context.Context, o sandbox.HookObject, oci
 	if end == nil {
 		return nil, err
 	}
-	r, err := s.adaptation.CreateContainer(context.WithoutCancel(ctx), &api.CreateContainerRequest{Pod: pod(o.Pod), Container: s.container(o)})
+	request := &api.CreateContainerRequest{Pod: pod(o.Pod), Container: s.container(o)}
+	r, err := s.adaptation.CreateContainer(context.WithoutCancel(ctx), request)
 	err = s.named("CreateContainer", err)
 	if err == nil {
-		if err = s.adjust(oci, r.GetAdjust()); err != nil {
+		if err = s.adjust(oci, r.GetAdjust(), request.GetContainer().GetEnv()); err != nil {
 			err = fmt.Errorf("NRI: what plugins changed of the container: %w", err)
 		}
 	}

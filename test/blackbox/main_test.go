@@ -28,6 +28,10 @@ const (
 var n *node.Node
 
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(pluginProcess); socket != "" {
+		beAPlugin(socket)
+		return
+	}
 	node.Main(m, func() error {
 		if err := node.ServeImages(); err != nil {
 			return err
