@@ -133,6 +133,8 @@ type fakeShim struct {
 	onStart  func(id string) // called within Start
 
 	imagesErr error // of MountImages
+	createErr error
+	specs     map[string]*specs.Spec // of what was created
 }
 
 func (f *fakeShim) MountRootfs(context.Context, string, wire.Rootfs) (*os.File, error) {
@@ -142,9 +144,13 @@ func (f *fakeShim) RootfsPath(id string) string                             { re
 func (f *fakeShim) MountImages(context.Context, string, []wire.Image) error { return f.imagesErr }
 func (f *fakeShim) ImagePath(string, int) string                            { return f.dir }
 
-func (f *fakeShim) Create(_ context.Context, id string, _ libct.CreateOptions) (int, error) {
+func (f *fakeShim) Create(_ context.Context, id string, o libct.CreateOptions) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.createErr != nil {
+		return 0, f.createErr
+	}
+	f.specs[id] = o.Spec
 	f.states[id] = &wire.ContainerState{ID: id, Pid: os.Getpid()}
 	return os.Getpid(), nil
 }
@@ -250,6 +256,7 @@ type node struct {
 	images *fakeImages
 	net    *fakeNetwork
 	fake   *fakeShim
+	hooks  Hooks
 }
 
 func newNode(t *testing.T) *node {
@@ -263,7 +270,7 @@ func newNode(t *testing.T) *node {
 		dir:    dir,
 		images: &fakeImages{},
 		net:    &fakeNetwork{attached: map[string]bool{}},
-		fake:   &fakeShim{dir: dir, states: map[string]*wire.ContainerState{}, signals: map[string][]syscall.Signal{}},
+		fake:   &fakeShim{dir: dir, states: map[string]*wire.ContainerState{}, signals: map[string][]syscall.Signal{}, specs: map[string]*specs.Spec{}},
 	}
 	n.open()
 	t.Cleanup(func() {
@@ -287,6 +294,8 @@ func (n *node) open() {
 		State:   filepath.Join(n.dir, "state"),
 		Images:  n.images,
 		Network: n.net,
+		Devices: fakeDevices{},
+		Hooks:   n.hooks,
 		Host:    spec.Host{Controllers: map[string]bool{}},
 		Log:     logrus.NewEntry(log),
 		openShim: func(_ context.Context, o libct.Options) (Shim, error) {
