@@ -98,14 +98,21 @@ func (b *builder) kernelMounts() ([]specs.Mount, error) {
 		// sysfs shows the devices of a network namespace; only the user namespace that owns it may mount it.
 		sys = bind("/sys", "/sys", "nosuid", "noexec", "nodev", "ro", "rro")
 	}
-	return []specs.Mount{
+	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		sys,
+	}
+	if sys.Type == "sysfs" && access == "rw" {
+		// All mounts of a network namespace have one superblock, which is read-only if that of the pod's first container was.
+		sys.Options = append([]string{"remount"}, sys.Options...)
+		mounts = append(mounts, sys)
+	}
+	return append(mounts, []specs.Mount{
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", cgroups}},
-	}, nil
+	}...), nil
 }
 
 // fileMounts are the files of the pod. /dev/shm keeps the flags of its filesystem: a remount that does not name them

@@ -222,6 +222,9 @@ func (c *check) command() error {
 		case !utf8.Valid(kv.GetValue()):
 			// The CRI has bytes here. config.json and the pipe to the container's init are JSON, which would change them.
 			return invalid(field+".value", "the value of %s is not UTF-8; the OCI runtime can carry no other", show(key))
+		case key == "HOME" && slices.Contains(kv.GetValue(), '\n'):
+			// Whoever writes it to passwd(5) would begin another user.
+			return invalid(field+".value", "the value of HOME has a newline")
 		}
 	}
 	return nil
