@@ -134,6 +134,7 @@ type fakeShim struct {
 
 	imagesErr error // of MountImages
 	createErr error
+	deleteErr error
 	specs     map[string]*specs.Spec // of what was created
 }
 
@@ -203,9 +204,18 @@ func (f *fakeShim) sent(id string) []syscall.Signal {
 	return append([]syscall.Signal(nil), f.signals[id]...)
 }
 
+func (f *fakeShim) failDelete(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deleteErr = err
+}
+
 func (f *fakeShim) Delete(_ context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.deleteErr != nil {
+		return f.deleteErr
+	}
 	delete(f.states, id)
 	return nil
 }

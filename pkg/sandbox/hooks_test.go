@@ -24,6 +24,7 @@ type fakeHooks struct {
 	refuse  string // an event
 	changed *runtimeapi.LinuxContainerResources
 	within  func(HookObject) // called in UpdateContainer
+	hold    chan struct{}    // StopContainer is heard when it is closed
 }
 
 var errRefused = errors.New("refused by a plugin")
@@ -39,6 +40,9 @@ func (f *fakeHooks) hear(event string) error {
 }
 
 func (f *fakeHooks) Tell(_ context.Context, e HookEvent, _ HookObject) error {
+	if e == HookStopContainer && f.hold != nil {
+		<-f.hold
+	}
 	return f.hear(string(e))
 }
 
@@ -112,6 +116,55 @@ func TestHooksHearOfALife(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.expect(h, "removal", "RemoveContainer RemoveContainer RemovePodSandbox")
+}
+
+// The end of a container waits for no hook, but what comes after it is told after it.
+func TestHooksHearInOrder(t *testing.T) {
+	n, h := hookedNode(t)
+	h.hold = make(chan struct{})
+	pod := n.runPod("p")
+	c := n.create(pod, "c")
+	n.create(pod, "d")
+	h.heard()
+	n.start(c)
+	if err := n.StopContainer(background, c, 0); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(background, 20*time.Millisecond)
+	defer cancel()
+	for _, err := range []error{n.RemoveContainer(short, c), n.StopPod(short, pod)} {
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it did not wait: %v", err)
+		}
+	}
+	n.expect(h, "while the end is told", "StartContainer PostStartContainer")
+	close(h.hold)
+	if err := n.RemovePod(background, pod); err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Fields(h.heard())
+	if len(got) != 6 || slices.Index(got, "RemoveContainer") < slices.Index(got, "StopContainer") || got[5] != "RemovePodSandbox" {
+		t.Errorf("then hooks heard %v", got)
+	}
+}
+
+// A removal that has to be tried again is told once.
+func TestHooksHearOnce(t *testing.T) {
+	n, h := hookedNode(t)
+	pod := n.runPod("p")
+	c := n.create(pod, "c")
+	h.heard()
+	n.fake.failDelete(errors.New("busy"))
+	for range 2 {
+		if err := n.RemoveContainer(background, c); err == nil {
+			t.Fatal("it was removed")
+		}
+	}
+	n.fake.failDelete(nil)
+	if err := n.RemoveContainer(background, c); err != nil {
+		t.Fatal(err)
+	}
+	n.expect(h, "removal", ends)
 }
 
 func TestHooksRefuse(t *testing.T) {
