@@ -15,6 +15,7 @@ func bridgeNamed(name string) string {
 	return `{"cniVersion":"1.0.0","name":"` + name + `","plugins":[{"type":"bridge"}]}`
 }
 
+// rows: D-140
 func TestLoad(t *testing.T) {
 	huge := append([]byte(`{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge"}],"a":"`), bytes.Repeat([]byte("a"), maxConfigSize)...)
 	many := strings.Repeat(`{"type":"bridge"},`, maxPlugins)
@@ -70,6 +71,7 @@ func inForce(n *Network) string {
 }
 
 // TestReload walks through what an administrator may do to the directory.
+// rows: D-141, Q-02
 func TestReload(t *testing.T) {
 	n := openWith(t, "", func(o *Options) { o.Builtin = false })
 	if err := n.Status(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), n.confDir) {
@@ -135,6 +137,7 @@ func TestFileReplacesBuiltinNetwork(t *testing.T) {
 }
 
 // TestStatusVerb: plugins of CNI 1.1 say when they are ready.
+// rows: D-145
 func TestStatusVerb(t *testing.T) {
 	dir := t.TempDir()
 	n := openWith(t, `{"cniVersion":"1.1.0","name":"status","plugins":[{"type":"fake"},{"type":"bridge","ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}]}`,
@@ -152,6 +155,7 @@ func TestStatusVerb(t *testing.T) {
 }
 
 // TestGCVerb: plugins of CNI 1.1 are told which attachments are valid.
+// rows: D-146
 func TestGCVerb(t *testing.T) {
 	dir := t.TempDir()
 	n := openWith(t, `{"cniVersion":"1.1.0","name":"gcverb","plugins":[{"type":"fake"},{"type":"bridge","ipam":{"type":"host-local","subnet":"10.9.0.0/24"}}]}`,

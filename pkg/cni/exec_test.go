@@ -63,6 +63,7 @@ func fakeNetwork(t testing.TB, script string) *Network {
 }
 
 // TestHostilePlugins: the call ends in time, DEL is run, the error says what happened, no process is left.
+// rows: P-006b
 func TestHostilePlugins(t *testing.T) {
 	result := strings.ReplaceAll(oneAddress, "IP", "2")
 	for _, c := range []struct{ name, add, err string }{
@@ -131,6 +132,7 @@ func TestChildLeftBehind(t *testing.T) {
 }
 
 // TestLeftError: ADD and DEL fail. The record stays, so that the port is not given away, until Teardown has done it.
+// rows: D-24
 func TestLeftError(t *testing.T) {
 	dir := t.TempDir()
 	n := fakeNetwork(t, "[ -e "+dir+"/works ] || exit 1")
@@ -172,6 +174,7 @@ func TestSameAddressTwice(t *testing.T) {
 }
 
 // TestWhatPluginsAreTold: environment and capabilities, and only those that the plugin declares.
+// rows: D-142, D-143, P-035, P-045, S-16
 func TestWhatPluginsAreTold(t *testing.T) {
 	dir := t.TempDir()
 	n := fakeNetwork(t, "env > "+dir+"/env.$CNI_COMMAND; cat > "+dir+"/conf.$CNI_COMMAND; [ $CNI_COMMAND = DEL ] && exit 0; echo '"+strings.ReplaceAll(oneAddress, "IP", "2")+"'")

@@ -180,6 +180,7 @@ func TestInterchangeableVlan(t *testing.T) {
 }
 
 // TestResultOfDualStack shows the addresses in the order of the result.
+// rows: D-152
 func TestResultOfDualStack(t *testing.T) {
 	dropBridge(t, "br-x")
 	conf := strings.ReplaceAll(interchangeConfigs["dual stack, masquerading by nftables"], "DATA", t.TempDir())

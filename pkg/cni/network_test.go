@@ -26,6 +26,7 @@ func plain(t testing.TB, name, data string) string {
 }
 
 // TestPodSettings: what a pod must find in its namespace.
+// rows: D-144
 func TestPodSettings(t *testing.T) {
 	p := newPod(t)
 	setup(t, openWith(t, plain(t, "set", t.TempDir())), p)
@@ -58,6 +59,7 @@ func TestPodSettings(t *testing.T) {
 }
 
 // TestTeardownWithoutNamespace: DEL after the namespace is gone, twice, with another configuration in force by then.
+// rows: D-148, D-149, P-165
 func TestTeardownWithoutNamespace(t *testing.T) {
 	data := t.TempDir()
 	n := openWith(t, plain(t, "gone", data))
@@ -199,6 +201,7 @@ func TestSmallRange(t *testing.T) {
 }
 
 // TestRollback: a plugin that fails after the interface is made, and a pod that cannot be.
+// rows: D-23, P-005
 func TestRollback(t *testing.T) {
 	data := t.TempDir()
 	conf := plain(t, "roll", data)
@@ -255,6 +258,7 @@ func TestBadPods(t *testing.T) {
 }
 
 // TestGC: a process died after ADD, and in the middle of another ADD. The next one collects both, and nothing else.
+// rows: D-148
 func TestGC(t *testing.T) {
 	data, cache := t.TempDir(), t.TempDir()
 	conf := plain(t, "gc", data)
@@ -310,6 +314,7 @@ func TestRecordPutAside(t *testing.T) {
 
 // TestBuiltinNetwork: a node without a configuration runs pods. A range that the host has a route into is not taken; the
 // one that is taken stays over a restart.
+// rows: X-19
 func TestBuiltinNetwork(t *testing.T) {
 	dropBridge(t, defaultBridge)
 	run(t, "ip", "route", "add", "10.88.7.0/24", "dev", "uplink")

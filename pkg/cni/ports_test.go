@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// rows: S-10
 func TestCheckPorts(t *testing.T) {
 	m := func(proto string, host, container int32, ip string) PortMapping {
 		return PortMapping{Protocol: proto, HostPort: host, ContainerPort: container, HostIP: ip}
@@ -125,6 +126,7 @@ func ask(proto, addr string) (string, error) {
 }
 
 // TestHostPorts reaches a pod through its host ports: from the host over each of its addresses, and from the pod itself.
+// rows: S-10, S-12, S-13, D-153, X-19
 func TestHostPorts(t *testing.T) {
 	for _, backend := range []string{"nftables", "iptables"} {
 		t.Run(backend, func(t *testing.T) {
@@ -203,6 +205,7 @@ func TestHostPortMovesOn(t *testing.T) {
 }
 
 // TestHostPortConflict: the second pod with a port is refused by name, and leaves nothing; a dead holder is torn down.
+// rows: S-12
 func TestHostPortConflict(t *testing.T) {
 	n := openPorts(t, "nftables")
 	first, second := newPod(t), newPod(t)

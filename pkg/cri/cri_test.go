@@ -26,6 +26,7 @@ import (
 	"github.com/criserver/criserver/pkg/sandbox"
 )
 
+// rows: D-51, GAP-29, GAP-35
 func TestErrorCodes(t *testing.T) {
 	for _, tc := range []struct {
 		err  error
@@ -61,6 +62,7 @@ func TestErrorCodes(t *testing.T) {
 	}
 }
 
+// rows, GAP-29, IM-04, K-04
 func TestRequests(t *testing.T) {
 	e := newEdge(t)
 	long := strings.Repeat("x", 1<<20)
@@ -164,6 +166,7 @@ func TestRequests(t *testing.T) {
 }
 
 // What the heart says comes through with its code; stops and removals of what is not there succeed.
+// rows: D-19, D-21, GAP-29
 func TestErrorsOfTheHeart(t *testing.T) {
 	e := newEdge(t)
 	for _, tc := range []struct {
@@ -237,6 +240,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
+// rows, GAP-39
 func TestVersionStatusConfig(t *testing.T) {
 	e := newEdge(t)
 	version, err := e.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
@@ -302,6 +306,7 @@ func parseInfo(t *testing.T, info map[string]string) map[string]any {
 }
 
 // Every field of what is reported is filled, but for those of other systems.
+// rows: GAP-27
 func TestStatusesAreComplete(t *testing.T) {
 	e := newEdge(t)
 	pod, err := e.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id("a"), Verbose: true})
@@ -412,6 +417,7 @@ func TestImageOfStatus(t *testing.T) {
 	}
 }
 
+// rows: T-10, T-11, T-12, T-26
 func TestFilters(t *testing.T) {
 	e := newEdge(t)
 	e.sandboxes.pods, e.sandboxes.containers = e.sandboxes.pods[:2], e.sandboxes.containers[:5] // the heart lists nothing that is being created
@@ -505,6 +511,7 @@ func collect[Resp, Item any](t testing.TB, stream grpc.ServerStreamingClient[Res
 	}
 }
 
+// rows
 func TestStatsLists(t *testing.T) {
 	e := newEdge(t)
 	list, err := e.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{
@@ -533,6 +540,7 @@ func TestStatsLists(t *testing.T) {
 	}
 }
 
+// rows: I-01, I-02, IM-10
 func TestImages(t *testing.T) {
 	e := newEdge(t)
 	for ref, want := range map[string]int{"": 2, imageID: 1, "docker.io/library/busybox:latest": 1, "absent": 0} {
@@ -595,6 +603,7 @@ func TestLargeLists(t *testing.T) {
 	}
 }
 
+// rows: R-17
 func TestExecSyncOutputFits(t *testing.T) {
 	e := newEdge(t)
 	for _, tc := range []struct{ out, err, wantOut, wantErr int }{
@@ -612,6 +621,7 @@ func TestExecSyncOutputFits(t *testing.T) {
 	}
 }
 
+// rows: E-04, E-05, E-06
 func TestEvents(t *testing.T) {
 	e := newEdge(t)
 	subscribe := func() grpc.ServerStreamingClient[runtimeapi.ContainerEventResponse] {
@@ -642,6 +652,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// rows: E-08
 func TestEventsEndWithTheServer(t *testing.T) {
 	e := newEdge(t)
 	stream, err := e.runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})

@@ -15,6 +15,7 @@ import (
 )
 
 // The kubelet finds what it looks for at the beginning, with the code that the cause has.
+// rows: D-52
 func TestImageVolumeError(t *testing.T) {
 	for cause, code := range map[error]codes.Code{
 		errdefs.ErrNotFound: codes.NotFound, errdefs.ErrInvalidArgument: codes.InvalidArgument, fmt.Errorf("disk"): codes.Unknown,
@@ -26,6 +27,7 @@ func TestImageVolumeError(t *testing.T) {
 	}
 }
 
+// rows: M-15, M-17
 func TestImageVolumesInStatus(t *testing.T) {
 	image := func(sub string) *runtimeapi.Mount {
 		return &runtimeapi.Mount{ContainerPath: "/" + sub, ImageSubPath: sub, Image: &runtimeapi.ImageSpec{Image: "name", UserSpecifiedImage: "name"}}

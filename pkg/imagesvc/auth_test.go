@@ -70,6 +70,7 @@ func tokenServer(t *testing.T) (url string, forms func() []string) {
 	return r.URL + "/token", func() []string { mu.Lock(); defer mu.Unlock(); return seen }
 }
 
+// rows: IM-14, IM-15, IM-16, IM-17, IM-18, GAP-05
 func TestCredentialForms(t *testing.T) {
 	tokens, _ := tokenServer(t)
 	encoded := base64.StdEncoding.EncodeToString([]byte(testUser + ":" + testPassword + "\x00\x00"))
@@ -227,6 +228,7 @@ func (r *testRegistry) hostsTOML(t *testing.T, dir, text string) {
 	}
 }
 
+// rows: D-128
 func TestMirrors(t *testing.T) {
 	dir := t.TempDir()
 	upstream, mirror := newRegistry(t), newRegistry(t)

@@ -116,6 +116,7 @@ func checkEmpty(t testing.TB, s *Service) {
 	}
 }
 
+// rows: IM-27
 func TestPullLayerTypes(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	docker := gzipLayer(file("d", "docker"))
@@ -140,6 +141,7 @@ func TestPullLayerTypes(t *testing.T) {
 	}
 }
 
+// rows: D-125
 func TestPullSharesLayersAndRemoveFrees(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	base := gzipLayer(file("base", strings.Repeat("x", 1<<20)))
@@ -177,6 +179,7 @@ func TestPullSharesLayersAndRemoveFrees(t *testing.T) {
 	checkEmpty(t, s)
 }
 
+// rows: I-03, IM-12, P-110
 func TestLookup(t *testing.T) {
 	r, s := newRegistry(t), open(t, func(o *Options) { o.Pinned = []string{"*/pause:*"} })
 	img := pull(t, s, r.simple("pause:3", gzipLayer(file("pause", "1"))))
@@ -205,6 +208,7 @@ func TestLookup(t *testing.T) {
 	}
 }
 
+// rows: D-127
 func TestTagMoves(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	old := pull(t, s, r.simple("app:1", gzipLayer(file("v", "1"))))
@@ -218,6 +222,7 @@ func TestTagMoves(t *testing.T) {
 	}
 }
 
+// rows: IM-01, IM-07, IM-08
 func TestPullByDigest(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	desc := r.push(r.image(gzipLayer(file("a", "b"))))

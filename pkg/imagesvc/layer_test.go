@@ -99,6 +99,7 @@ func TestLayerTrees(t *testing.T) {
 }
 
 // TestHardLinkBelowIsCopiedUp: both names are one file in the new layer, and the lower layer is untouched.
+// rows: IM-27
 func TestHardLinkBelowIsCopiedUp(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	owned := file("d/a", "1")
@@ -261,6 +262,7 @@ func TestSpoolReaderEnds(t *testing.T) {
 	}
 }
 
+// rows: IM-09, X-24
 func TestSizesAddUp(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	img := pull(t, s, r.simple("app:1", gzipLayer(file("a", noise(3<<20)), file("b/c", "x")), zstdLayer(file("d", noise(1<<20)))))

@@ -53,6 +53,7 @@ func noise(n int) string {
 	return string(b)
 }
 
+// rows: IM-29
 func TestIndex(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	manifest := func(os, arch, body string) ocispec.Descriptor {
@@ -205,6 +206,7 @@ func TestForeignLayer(t *testing.T) {
 	}
 }
 
+// rows: IM-22
 func TestConcurrentPullsShare(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	ref := r.simple("app:1", gzipLayer(file("a", noise(100000))), gzipLayer(file("b", "2")))
@@ -233,6 +235,7 @@ func TestConcurrentPullsShare(t *testing.T) {
 }
 
 // TestDeadline: the caller gets its answer in time, and the retry collects the result of the same download.
+// rows: I-04, D-57
 func TestDeadline(t *testing.T) {
 	r, s := newRegistry(t), open(t)
 	ref := r.simple("app:1", gzipLayer(file("a", "1")))
@@ -277,6 +280,7 @@ func TestOneCallerLeaves(t *testing.T) {
 	}
 }
 
+// rows: IM-23, P-177, P-178
 func TestStall(t *testing.T) {
 	for _, where := range []string{"/manifests/", "/blobs/"} {
 		t.Run(where, func(t *testing.T) {
@@ -447,6 +451,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
+// rows: D-51
 func TestUnreachable(t *testing.T) {
 	s := open(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -43,6 +43,7 @@ func TestRun(t *testing.T) {
 	n.must(n.Delete(t.Context(), "c"))
 }
 
+// rows: T-18
 func TestExitCodes(t *testing.T) {
 	n := newNode(t)
 	for _, tc := range []struct {
@@ -132,6 +133,7 @@ func TestCreateFails(t *testing.T) {
 	n.must(n.Delete(t.Context(), "c"))
 }
 
+// rows: D-30
 func TestOOM(t *testing.T) {
 	n := newNode(t)
 	limit := int64(64 << 20)
@@ -183,6 +185,7 @@ func TestUpdate(t *testing.T) {
 }
 
 // A failed update also takes back what was never set before.
+// rows: R-15
 func TestUpdateRollsBack(t *testing.T) {
 	n := newNode(t)
 	n.run("c", "sleep", "1000")
@@ -245,6 +248,7 @@ func TestPause(t *testing.T) {
 
 // The container of a pod that shares its PID namespace, or the host's, may leave
 // processes behind.
+// rows: N-05, D-107, GAP-19, P-052
 func TestHostPidLeavesNothing(t *testing.T) {
 	n := newNode(t)
 	spec := n.spec("c", "sh", "-c", "setsid sleep 1234567 & echo started; exit 5")

@@ -74,6 +74,7 @@ func TestExecStdin(t *testing.T) {
 	}
 }
 
+// rows: D-76
 func TestExecTerminal(t *testing.T) {
 	n := newNode(t)
 	n.run("c", "sleep", "1000")
@@ -128,6 +129,7 @@ func TestExecKill(t *testing.T) {
 }
 
 // What an exec leaves behind does not keep it from ending, and goes with the container.
+// rows: P-092
 func TestExecLeavesChild(t *testing.T) {
 	n := newNode(t)
 	n.run("c", "sleep", "1000")

@@ -66,6 +66,7 @@ func TestImages(t *testing.T) {
 }
 
 // A sub path that is no directory within the image is refused, and nothing of the try is left.
+// rows: M-13, P-128
 func TestImageSubPaths(t *testing.T) {
 	n := newNode(t)
 	lower := n.volumeLayers()

@@ -88,6 +88,7 @@ func TestInit(t *testing.T) {
 
 // A container in the PID namespace of its pod: the init reaps what it orphans, and
 // what it leaves behind ends with it.
+// rows: N-03, D-108
 func TestSharedPid(t *testing.T) {
 	n := newNode(t)
 	pid, err := n.StartInit(t.Context(), "pod", wire.InitArgs{})

@@ -44,6 +44,7 @@ func (n *node) interactive(id string, tty bool, args ...string) {
 	n.must(err)
 }
 
+// rows: D-78
 func TestAttach(t *testing.T) {
 	n := newNode(t)
 	n.interactive("c", false, "sh", "-c", "cat; echo bye >&2")
@@ -132,6 +133,7 @@ func TestAttachSlow(t *testing.T) {
 	}
 }
 
+// rows: K-13
 func TestStdinNull(t *testing.T) {
 	n := newNode(t)
 	n.run("c", "cat")
@@ -167,6 +169,7 @@ func TestReopenStdout(t *testing.T) {
 	}
 }
 
+// rows: D-09
 func TestReopenLogUnderLoad(t *testing.T) {
 	n := newNode(t)
 	n.run("c", "sh", "-c", "seq 400000; seq 400001 800000")

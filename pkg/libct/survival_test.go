@@ -133,6 +133,7 @@ func checkGap(t *testing.T, text string, last int) {
 }
 
 // Containers that end while no shim lives keep their status and their last words.
+// rows: D-167
 func TestEndWhileShimIsDown(t *testing.T) {
 	n := newNode(t)
 	codes := map[string]int{"a": 3, "b": 77, "c": 255}
@@ -221,6 +222,7 @@ func TestShimDiesAfterDaemon(t *testing.T) {
 	}
 }
 
+// rows: D-160
 func TestUpgrade(t *testing.T) {
 	n := newNode(t)
 	n.interactive("tty", true, "sh")

@@ -237,6 +237,7 @@ func describe(t *testing.T, dir string) map[string]string {
 	return out
 }
 
+// rows: K-22, P-116
 func TestCopyUp(t *testing.T) {
 	root := image(t, map[string]string{"x": ""})
 	src := filepath.Join(root.Name(), "data")

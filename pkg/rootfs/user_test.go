@@ -78,6 +78,7 @@ func image(t testing.TB, files map[string]string) *os.File {
 
 func id(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
 
+// rows: C-09, C-10, C-11, C-12, C-13
 func TestResolveUser(t *testing.T) {
 	const merge, strict = runtimeapi.SupplementalGroupsPolicy_Merge, runtimeapi.SupplementalGroupsPolicy_Strict
 	type sc = runtimeapi.LinuxContainerSecurityContext

@@ -45,6 +45,7 @@ func (n *node) nothingLeft() {
 	}
 }
 
+// rows: D-16, X-22, E-02
 func TestPodLife(t *testing.T) {
 	n := newNode(t)
 	ctx, cancel := context.WithCancel(background)
@@ -94,6 +95,7 @@ func TestPodLife(t *testing.T) {
 	}
 }
 
+// rows: S-02, D-18, X-1, GAP-17
 func TestRunPodJoins(t *testing.T) {
 	n := newNode(t)
 	n.net.hold = make(chan struct{})
@@ -134,6 +136,7 @@ func TestRunPodJoins(t *testing.T) {
 	}
 }
 
+// rows: D-17, D-23, P-005, GAP-17
 func TestFailedPodLeavesNothing(t *testing.T) {
 	n := newNode(t)
 	boom := errors.New("boom")
@@ -146,6 +149,7 @@ func TestFailedPodLeavesNothing(t *testing.T) {
 	n.runPod("x") // the name is free
 }
 
+// rows: D-24
 func TestDebt(t *testing.T) {
 	n := newNode(t)
 	n.net.fail(errors.New("no"), errors.New("stuck"))
@@ -161,6 +165,7 @@ func TestDebt(t *testing.T) {
 	n.nothingLeft()
 }
 
+// rows: R-09, D-32
 func TestStartError(t *testing.T) {
 	n := newNode(t)
 	pod := n.runPod("p")
@@ -187,6 +192,7 @@ func TestExitWithinStart(t *testing.T) {
 	}
 }
 
+// rows: D-62, D-63, X-3, P-027
 func TestStopSignalsOnce(t *testing.T) {
 	n := newNode(t)
 	c := n.create(n.runPod("p"), "c")
@@ -222,6 +228,7 @@ func TestStopSignalsOnce(t *testing.T) {
 	}
 }
 
+// rows: D-161
 func TestRestart(t *testing.T) {
 	n := newNode(t)
 	pod := n.runPod("p")
@@ -255,6 +262,7 @@ func TestRestart(t *testing.T) {
 }
 
 // TestRecoveryRemoves plants what a killed daemon can leave: half-made and half-removed objects, a damaged record, and leftovers without a record.
+// rows: D-164, D-165
 func TestRecoveryRemoves(t *testing.T) {
 	n := newNode(t)
 	pod := n.runPod("keep")
@@ -363,6 +371,7 @@ func (n *node) rewrite(k store.Kind, id string, state any) {
 	}
 }
 
+// rows: D-163, D-34
 func TestReboot(t *testing.T) {
 	n := newNode(t)
 	pod := n.runPod("p")
@@ -390,6 +399,7 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// rows: T-01
 func TestInitDeathMakesPodNotReady(t *testing.T) {
 	n := newNode(t)
 	cfg := podConfig("init")

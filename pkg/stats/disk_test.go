@@ -25,6 +25,7 @@ func blocks(t *testing.T, names ...string) (sum uint64) {
 	return sum
 }
 
+// rows: A-14
 func TestDisk(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }

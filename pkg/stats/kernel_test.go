@@ -136,6 +136,7 @@ func makeCgroup(t testing.TB, name string) Cgroup {
 }
 
 // TestRealCgroup measures a process in a container's cgroup below a pod's.
+// rows
 func TestRealCgroup(t *testing.T) {
 	name := "criserver-stats-" + strconv.Itoa(os.Getpid())
 	pod := makeCgroup(t, name)
@@ -187,6 +188,7 @@ func TestRealCgroup(t *testing.T) {
 }
 
 // TestRealLimits reads back what was written.
+// rows: A-07
 func TestRealLimits(t *testing.T) {
 	c := makeCgroup(t, "criserver-stats-limits-"+strconv.Itoa(os.Getpid()))
 	memory, memsw := filepath.Join(c.v1.memory, "memory.limit_in_bytes"), filepath.Join(c.v1.memory, "memory.memsw.limit_in_bytes")
@@ -210,6 +212,7 @@ func TestRealLimits(t *testing.T) {
 	}
 }
 
+// rows: A-21
 func TestRealGone(t *testing.T) {
 	c := makeCgroup(t, "criserver-stats-gone-"+strconv.Itoa(os.Getpid()))
 	s := NewSampler()

@@ -95,6 +95,7 @@ func countersOverNetlink(t *testing.T, ns *namespace) map[string]Interface {
 	return all
 }
 
+// rows: A-17
 func TestInterfaces(t *testing.T) {
 	ns := newNamespace(t)
 	ns.do(t, func() error {

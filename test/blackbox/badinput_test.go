@@ -10,6 +10,7 @@ import (
 )
 
 // Each of these pods is refused with a message that names the field, and nothing of it is left.
+// rows: S-01, SS-03, N-09, P-009, P-036a, GAP-28
 func TestBadPods(t *testing.T) {
 	ours(t)
 	for _, c := range []struct {
@@ -66,6 +67,7 @@ func TestBadPods(t *testing.T) {
 }
 
 // The same for containers.
+// rows: K-01, K-12, K-17, M-04, M-24, C-01, C-10, C-11, C-20, P-009a, P-019, P-120, GAP-28
 func TestBadContainers(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -124,6 +126,7 @@ func TestBadContainers(t *testing.T) {
 	}
 }
 
+// rows: K-02, R-08
 func TestUnknownImage(t *testing.T) {
 	p := newPod(t)
 	_, err := p.tryCreate(image("example.org/never-pulled:1"))
@@ -131,6 +134,7 @@ func TestUnknownImage(t *testing.T) {
 }
 
 // IDs that name nothing, or that try to be paths.
+// rows: D-19, D-20, D-21, P-007a, P-174
 func TestUnknownIDs(t *testing.T) {
 	ours(t)
 	leavesNothing(t)
@@ -169,6 +173,7 @@ func TestUnknownIDs(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 // Calls without anything in them are answered, one way or the other.
+// rows: D-26
 func TestEmptyCalls(t *testing.T) {
 	leavesNothing(t)
 	ctx := t.Context()
@@ -193,6 +198,7 @@ func TestEmptyCalls(t *testing.T) {
 }
 
 // Streams that cannot be are refused before a URL is given.
+// rows: R-18
 func TestInvalidStreams(t *testing.T) {
 	ours(t)
 	p := newPod(t)

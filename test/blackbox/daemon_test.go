@@ -15,6 +15,7 @@ import (
 	"github.com/criserver/criserver/test/node"
 )
 
+// rows
 func TestVersionAndStatus(t *testing.T) {
 	v, err := n.Runtimes.Version(t.Context(), &runtimeapi.VersionRequest{})
 	if err != nil {
@@ -150,6 +151,7 @@ func extraNode(t *testing.T, name string, o node.Options) *node.Node {
 
 // On a machine without systemd the root is not a shared mount. What is mounted after the shim was started reaches new
 // containers all the same, and so do their pods' namespaces.
+// rows: M-05
 func TestPrivateMounts(t *testing.T) {
 	ours(t)
 	x := extraNode(t, "private", node.Options{PrivateMounts: true})

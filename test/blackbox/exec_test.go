@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// rows: R-17, P-091a, P-091b, P-091c, P-097
 func TestExecSync(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())
@@ -60,6 +61,7 @@ func TestExecSync(t *testing.T) {
 	})
 }
 
+// rows: R-17, D-54, X-7, P-091
 func TestExecSyncTimeout(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())
@@ -84,6 +86,7 @@ func TestExecSyncTimeout(t *testing.T) {
 }
 
 // A child in the background that keeps the output open must not hold up the answer.
+// rows: P-092
 func TestExecSyncBackgroundChild(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -101,6 +104,7 @@ func TestExecSyncBackgroundChild(t *testing.T) {
 
 // The answer fits into the 16 MiB that a kubelet takes in one message; what is more is cut off, and the command is not
 // held up by it.
+// rows: R-17, P-091d
 func TestExecSyncOutputIsLimited(t *testing.T) {
 	const message = 16 << 20
 	ours(t) // containerd's answer is too large for a kubelet
@@ -152,6 +156,7 @@ func crictl(t *testing.T, stdin string, args ...string) (stdout, stderr string, 
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
+// rows: R-18, D-72, D-73, D-77
 func TestExecStreaming(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())
@@ -178,6 +183,7 @@ func TestExecStreaming(t *testing.T) {
 	}
 }
 
+// rows: R-18, D-76
 func TestExecTerminal(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())
@@ -202,6 +208,7 @@ func TestExecTerminal(t *testing.T) {
 	}
 }
 
+// rows: R-19, K-13, K-14
 func TestAttach(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh(`echo before; while read -r l; do echo "got $l"; done; echo end of input`), func(c *runtimeapi.ContainerConfig) {
@@ -231,6 +238,7 @@ func TestAttach(t *testing.T) {
 	equal(t, "the log", c.stdout(), "before\ngot one\ngot two\nend of input\n")
 }
 
+// rows: R-19, K-15, P-089
 func TestTerminal(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh(`tty; echo "err too" >&2; read -r l; echo "got $l"`), func(c *runtimeapi.ContainerConfig) {

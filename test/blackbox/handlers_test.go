@@ -25,6 +25,7 @@ func withHandler(t *testing.T, handler string, annotations map[string]string) (*
 	return p, nil
 }
 
+// rows
 func TestHandlersInStatus(t *testing.T) {
 	ours(t)
 	r, err := n.Runtimes.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -43,6 +44,7 @@ func TestHandlersInStatus(t *testing.T) {
 	}
 }
 
+// rows: K-23, S-22, T-06, GAP-08, P-038, D-188, S-16
 func TestHandlerUlimits(t *testing.T) {
 	ours(t)
 	const show = "echo $(ulimit -Sn) $(ulimit -Hn) $(ulimit -Hc)"
@@ -76,6 +78,7 @@ func TestHandlerUlimits(t *testing.T) {
 	equal(t, "where annotations are not allowed", plain.says(sh(show)), node.says(sh(show)))
 }
 
+// rows: S-22
 func TestHandlerRefuses(t *testing.T) {
 	ours(t)
 	_, err := withHandler(t, "nosuch", nil)
@@ -85,6 +88,7 @@ func TestHandlerRefuses(t *testing.T) {
 }
 
 // A container may make cgroups where the host has cgroup v2 and the pod asked for it; cgroup v1 cannot do it safely.
+// rows: C-26, GAP-15
 func TestWritableCgroups(t *testing.T) {
 	ours(t)
 	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
@@ -106,6 +110,7 @@ func TestWritableCgroups(t *testing.T) {
 }
 
 // Resources of which one cannot be had are all left as they were, also those that were never set.
+// rows: R-15
 func TestFailedUpdateTakesAllBack(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -121,6 +126,7 @@ func TestFailedUpdateTakesAllBack(t *testing.T) {
 }
 
 // Memory and swap bound one another; each can be changed alone.
+// rows: L-04, P-062
 func TestUpdateSwap(t *testing.T) {
 	ours(t)
 	const file = "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"

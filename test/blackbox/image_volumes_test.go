@@ -30,6 +30,7 @@ func mountTable(t *testing.T) string {
 
 // An image is a volume of two containers. It is read-only whatever the request says, the status names what is mounted, and
 // the image cannot be removed until the containers have ended.
+// rows: M-11, M-12, M-13, M-14, M-15, M-16, M-17, IM-05, GAP-10, X-5, P-123, P-123b, P-124, P-124a
 func TestImageVolume(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -66,6 +67,7 @@ func TestImageVolume(t *testing.T) {
 }
 
 // What cannot be mounted is an error that begins as the kubelet expects it, and leaves nothing.
+// rows: M-11, M-13, D-52, K-04, P-123a, P-125, P-126, P-127, P-128a
 func TestImageVolumeRefused(t *testing.T) {
 	ours(t)
 	pull(t, volumeImage)
@@ -102,6 +104,7 @@ func TestImageVolumeRefused(t *testing.T) {
 
 // In a user namespace the files belong to the users of the container that they belong to in the image, also when the
 // kubelet gives the mapping with the mount.
+// rows: M-09, P-128b
 func TestImageVolumeInUserNamespace(t *testing.T) {
 	ours(t)
 	pull(t, volumeImage)
@@ -123,6 +126,7 @@ func TestImageVolumeInUserNamespace(t *testing.T) {
 }
 
 // A daemon that was killed still knows which images are mounted, and lets them go with their containers.
+// rows: M-16
 func TestImageVolumeOutlivesTheDaemon(t *testing.T) {
 	ours(t)
 	p := newPod(t)

@@ -56,6 +56,7 @@ func removeImage(t *testing.T, ref string) {
 	}
 }
 
+// rows: I-03, I-04, I-05, IM-07, IM-09, IM-21, D-124, X-4, P-104, P-109b, P-111
 func TestPullAndRemove(t *testing.T) {
 	const repo = "gcr.io/k8s-staging-cri-tools/test-image-tags"
 	id := pull(t, repo+":1")
@@ -87,6 +88,7 @@ func TestPullByDigest(t *testing.T) {
 	equal(t, "ID", pull(t, digests[0]), imageStatus(t, busybox).Id)
 }
 
+// rows: D-50
 func TestPullWhatIsNotThere(t *testing.T) {
 	_, err := pullWith(t, "registry.k8s.io/no-such-image:1", nil)
 	if err == nil {
@@ -101,6 +103,7 @@ func TestPullWhatIsNotThere(t *testing.T) {
 }
 
 // Unusual but legal images work, each with what is special about it.
+// rows: IM-27, IM-29, K-22, C-10
 func TestEdgeImages(t *testing.T) {
 	p := newPod(t)
 	for ref, c := range map[string]struct{ script, want string }{
@@ -239,6 +242,7 @@ func small(size int) func(l *oci.Layout) {
 	}
 }
 
+// rows: IM-14, IM-15, IM-16, GAP-05
 func TestPullWithCredentials(t *testing.T) {
 	var asked []string
 	addr := ownRegistry(t, small(1000), func(h http.Handler) http.Handler {
@@ -322,6 +326,7 @@ func (b *breaking) Write(p []byte) (int, error) {
 	return b.ResponseWriter.Write(p)
 }
 
+// rows: D-51, GAP-35
 func TestUnreachableRegistry(t *testing.T) {
 	ours(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -343,6 +348,7 @@ func TestUnreachableRegistry(t *testing.T) {
 }
 
 // A daemon that is killed in the middle of a pull leaves no image and no litter, and the next pull works.
+// rows: D-57
 func TestKilledWhilePulling(t *testing.T) {
 	ours(t)
 	stalled := make(chan struct{}, 100)
@@ -400,6 +406,7 @@ func imageBytes(t *testing.T) (sum int64) {
 	return sum
 }
 
+// rows: I-06, IM-25, D-121, D-125, GAP-22, P-121
 func TestImageFsInfo(t *testing.T) {
 	usage := func() uint64 {
 		r, err := n.Images.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})

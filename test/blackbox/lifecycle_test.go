@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// rows, S-14, S-15, K-26, D-20, P-003a, P-004, T-01
 func TestPodLifecycle(t *testing.T) {
 	p := newPod(t)
 	s := p.status()
@@ -60,6 +61,7 @@ func (p *pod) containers(f *runtimeapi.ContainerFilter) []*runtimeapi.Container 
 }
 
 // The kubelet asks again when an answer was lost; it gets the pod that was made, not a second one.
+// rows: S-02, D-18, P-010a, X-1
 func TestRunPodAgain(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -71,6 +73,7 @@ func TestRunPodAgain(t *testing.T) {
 	equal(t, "pods", len(p.list(&runtimeapi.PodSandboxFilter{LabelSelector: p.config.Labels})), 1)
 }
 
+// rows, T-16, T-17, D-20, D-22, P-171, P-173, K-10
 func TestContainerLifecycle(t *testing.T) {
 	p := newPod(t)
 	c := p.create(asleep())
@@ -106,6 +109,7 @@ func TestContainerLifecycle(t *testing.T) {
 	refused(t, err, codes.NotFound, c.id)
 }
 
+// rows: T-18, T-19, D-30, P-014, P-014a
 func TestExitCodes(t *testing.T) {
 	p := newPod(t)
 	for _, c := range []struct {
@@ -127,6 +131,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// rows: R-10, D-33, D-61, K-16, P-021
 func TestStopSignals(t *testing.T) {
 	p := newPod(t)
 	t.Run("a container that heeds SIGTERM ends by itself", func(t *testing.T) {
@@ -168,6 +173,7 @@ func TestStopSignals(t *testing.T) {
 }
 
 // Removing a container that runs ends it; a second stop must not wait for the first one's grace period.
+// rows: R-11, P-026, P-172
 func TestRemoveWhileRunning(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh("trap '' TERM; echo ready; while :; do sleep 1; done"))
@@ -187,6 +193,7 @@ func TestRemoveWhileRunning(t *testing.T) {
 	c.remove()
 }
 
+// rows: R-09, D-30, D-32, D-35, X-2, T-19
 func TestMissingCommand(t *testing.T) {
 	p := newPod(t)
 	c, err := p.tryCreate(func(c *runtimeapi.ContainerConfig) { c.Command = []string{"/no/such/command"} })
@@ -203,6 +210,7 @@ func TestMissingCommand(t *testing.T) {
 	c.endsWith(128, "StartError")
 }
 
+// rows: D-30, T-19
 func TestOOMKilled(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh("dd if=/dev/zero of=/dev/null bs=200M count=1"), resources(func(r *runtimeapi.LinuxContainerResources) {
@@ -215,6 +223,7 @@ func TestOOMKilled(t *testing.T) {
 	}
 }
 
+// rows: K-05, K-06, K-07, P-042
 func TestEnvironment(t *testing.T) {
 	p := newPod(t)
 	got := p.says(func(c *runtimeapi.ContainerConfig) {
@@ -227,6 +236,7 @@ func TestEnvironment(t *testing.T) {
 }
 
 // What the image says is used where the container's configuration says nothing.
+// rows: K-05, K-06, C-09
 func TestImageConfig(t *testing.T) {
 	p := newPod(t)
 	pull(t, "docker.io/edge/config:v1")

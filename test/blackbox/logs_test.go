@@ -79,6 +79,7 @@ func (c *container) hasLogged(text string) {
 	})
 }
 
+// rows: D-01, D-02, D-04, D-05, P-083, P-085
 func TestLogFormat(t *testing.T) {
 	p := newPod(t)
 	start := time.Now()
@@ -105,6 +106,7 @@ func TestLogFormat(t *testing.T) {
 	}
 }
 
+// rows: D-03
 func TestLongLines(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh(`head -c 100000 /dev/zero | tr '\0' x; echo; echo short`))
@@ -131,6 +133,7 @@ func TestBinaryOutput(t *testing.T) {
 }
 
 // An unfinished line is not held back: a prompt must show.
+// rows: D-02, P-085, P-088
 func TestPromptIsWrittenAtOnce(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -142,6 +145,7 @@ func TestPromptIsWrittenAtOnce(t *testing.T) {
 }
 
 // Ten rotations in the middle of a stream: every line is in exactly one file.
+// rows: R-16, D-07, D-09, P-084, P-084a
 func TestRotation(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh(`i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo "line $i"; done; echo done`))
@@ -190,6 +194,7 @@ func inSequence(t *testing.T, text string, last int) {
 	}
 }
 
+// rows: R-16, D-08, P-087
 func TestOnlyRunningLogsAreReopened(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh("exit 0"))

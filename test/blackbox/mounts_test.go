@@ -15,6 +15,7 @@ import (
 
 func ownerOf(fi os.FileInfo) uint32 { return fi.Sys().(*syscall.Stat_t).Uid }
 
+// rows: M-23, T-20
 func TestMounts(t *testing.T) {
 	p := newPod(t)
 	dir := t.TempDir()
@@ -43,6 +44,7 @@ func TestMounts(t *testing.T) {
 	equal(t, "read-only", s.Mounts[1].Readonly, true)
 }
 
+// rows: M-01, GAP-14
 func TestMissingMountSource(t *testing.T) {
 	ours(t) // others make a directory of it
 	p := newPod(t)
@@ -55,6 +57,7 @@ func TestMissingMountSource(t *testing.T) {
 }
 
 // A volume that is mounted later appears in a running container, and one that the container mounts on the node.
+// rows: M-05, M-06, M-07, P-016
 func TestMountPropagation(t *testing.T) {
 	dir := t.TempDir()
 	mountTmpfs(t, dir)
@@ -106,6 +109,7 @@ func mountTmpfs(t *testing.T, dir string) {
 }
 
 // A private mount on the node is no source for propagation; the error says so before anything is made.
+// rows: M-06
 func TestPropagationNeedsASharedMount(t *testing.T) {
 	ours(t)
 	dir := t.TempDir()
@@ -118,6 +122,7 @@ func TestPropagationNeedsASharedMount(t *testing.T) {
 	refused(t, err, codes.InvalidArgument, dir)
 }
 
+// rows: M-03, M-04, P-017, P-018, Q-05
 func TestRecursiveReadOnly(t *testing.T) {
 	ours(t)
 	dir := t.TempDir()
@@ -133,6 +138,7 @@ func TestRecursiveReadOnly(t *testing.T) {
 	}
 }
 
+// rows: K-17, P-046
 func TestDevices(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep(), func(c *runtimeapi.ContainerConfig) {
@@ -154,6 +160,7 @@ func TestDevices(t *testing.T) {
 
 func hex(n uint32) string { return strconv.FormatUint(uint64(n), 16) }
 
+// rows: N-07, D-93, P-054
 func TestSharedMemory(t *testing.T) {
 	p := newPod(t)
 	a, b := p.start(asleep()), p.start(asleep())

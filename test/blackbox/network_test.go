@@ -39,6 +39,7 @@ func get(t *testing.T, host string) string {
 	return text
 }
 
+// rows: N-01, D-144
 func TestPodNetwork(t *testing.T) {
 	p := newPod(t)
 	c := p.start(serves("here I am"))
@@ -53,6 +54,7 @@ func TestPodNetwork(t *testing.T) {
 	equal(t, "page seen from another container of the pod", sibling.sh("wget -qO- http://127.0.0.1/"), "here I am")
 }
 
+// rows: T-03, D-152, P-011
 func TestDualStack(t *testing.T) {
 	ours(t) // another runtime has the network that it was given
 	p := newPod(t)
@@ -66,6 +68,7 @@ func TestDualStack(t *testing.T) {
 	}
 }
 
+// rows: S-10, S-11, S-12, P-041, X-19
 func TestHostPorts(t *testing.T) {
 	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
 		c.PortMappings = []*runtimeapi.PortMapping{
@@ -122,6 +125,7 @@ func echoes(t *testing.T, addr string) {
 	})
 }
 
+// rows: S-03, S-06, S-07, S-08, K-09, P-170
 func TestNames(t *testing.T) {
 	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
 		c.Hostname = "a-pod"
@@ -135,6 +139,7 @@ func TestNames(t *testing.T) {
 }
 
 // The kubelet brings its own hosts file.
+// rows: D-90, M-21
 func TestHostsFileOfTheKubelet(t *testing.T) {
 	p := newPod(t)
 	hosts := filepath.Join(t.TempDir(), "hosts")
@@ -145,6 +150,7 @@ func TestHostsFileOfTheKubelet(t *testing.T) {
 	equal(t, "hosts", c.sh("cat /etc/hosts"), "10.1.2.3 made-by-kubelet")
 }
 
+// rows: N-01, S-03, P-032
 func TestHostNetwork(t *testing.T) {
 	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
@@ -165,6 +171,7 @@ func TestHostNetwork(t *testing.T) {
 	equal(t, "the pod's address", p.status().GetNetwork().GetIp(), "")
 }
 
+// rows: R-20, D-82
 func TestPortForward(t *testing.T) {
 	p := newPod(t)
 	p.start(serves("forwarded"))

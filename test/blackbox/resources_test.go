@@ -17,6 +17,7 @@ for f in /sys/fs/cgroup/cpu/cpu.cfs_quota_us; do [ -e $f ] && echo quota $(cat $
 for f in /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max; do [ -e $f ] && echo pids $(cat $f); done
 for f in /sys/fs/cgroup/cpuset/cpuset.cpus /sys/fs/cgroup/cpuset.cpus; do [ -e $f ] && echo cpus $(cat $f); done; true`
 
+// rows: L-01, L-03, L-06, R-15, T-22, P-061a, P-063
 func TestLimits(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep(), resources(func(r *runtimeapi.LinuxContainerResources) {
@@ -36,6 +37,7 @@ func TestLimits(t *testing.T) {
 }
 
 // An update that the kernel refuses changes nothing.
+// rows: R-15
 func TestUpdateIsAllOrNothing(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -50,6 +52,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	equal(t, "memory limit in the status", c.status().GetResources().GetLinux().GetMemoryLimitInBytes(), 64<<20)
 }
 
+// rows: R-21, R-22, A-01, A-14, A-15
 func TestContainerStats(t *testing.T) {
 	p := newPod(t)
 	c := p.start(sh(`trap 'exit 0' TERM
@@ -88,6 +91,7 @@ func (p *pod) stats(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerS
 	return r.Stats
 }
 
+// rows: R-24, R-25, A-17, A-19
 func TestPodStats(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())
@@ -113,6 +117,7 @@ func TestPodStats(t *testing.T) {
 }
 
 // The container's processes are where the kubelet asked for.
+// rows: S-17, D-100, Q-13, D-102
 func TestCgroupParent(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())

@@ -12,6 +12,7 @@ import (
 
 type securityContext = runtimeapi.LinuxContainerSecurityContext
 
+// rows: C-09, C-10, C-11, C-12, C-13, P-015, P-015a, P-015b, P-015c, Q-07
 func TestUsers(t *testing.T) {
 	p := newPod(t)
 	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
@@ -45,6 +46,7 @@ const predefined = "gcr.io/k8s-staging-cri-tools/test-image-predefined-group:lat
 // caps reads the effective capabilities of process 1.
 const caps = `grep CapEff /proc/1/status | cut -f2`
 
+// rows: C-01, C-03, C-04, P-060, X-13
 func TestCapabilities(t *testing.T) {
 	p := newPod(t)
 	add := func(add, drop []string) func(*securityContext) {
@@ -77,6 +79,7 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// rows: C-19, C-20, P-117, P-120a, P-120b, D-200
 func TestSeccomp(t *testing.T) {
 	p := newPod(t)
 	profile := filepath.Join(t.TempDir(), "no-chmod.json")
@@ -108,6 +111,7 @@ func TestSeccomp(t *testing.T) {
 	}
 }
 
+// rows: C-15
 func TestNoNewPrivileges(t *testing.T) {
 	p := newPod(t)
 	const nnp = "registry.k8s.io/e2e-test-images/nonewprivs:1.3"
@@ -120,6 +124,7 @@ func TestNoNewPrivileges(t *testing.T) {
 	}
 }
 
+// rows: C-14
 func TestReadOnlyRoot(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep(), security(func(s *securityContext) { s.ReadonlyRootfs = true }))
@@ -132,6 +137,7 @@ func TestReadOnlyRoot(t *testing.T) {
 	w.sh("touch /x")
 }
 
+// rows: C-16, C-17, X-9, D-97
 func TestMaskedPaths(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep(), security(func(s *securityContext) {
@@ -147,6 +153,7 @@ func TestMaskedPaths(t *testing.T) {
 	}
 }
 
+// rows: C-06, SS-06
 func TestPrivileged(t *testing.T) {
 	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
 	c := p.start(asleep(), security(func(s *securityContext) { s.Privileged = true }))
@@ -170,6 +177,7 @@ func TestPrivileged(t *testing.T) {
 	}
 }
 
+// rows: S-18
 func TestSysctls(t *testing.T) {
 	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "1024 65000"}
@@ -179,6 +187,7 @@ func TestSysctls(t *testing.T) {
 	equal(t, "net.ipv4.ip_local_port_range", c.sh("cat /proc/sys/net/ipv4/ip_local_port_range"), "1024\t65000")
 }
 
+// rows: N-03, N-04, N-05, N-06, D-108
 func TestPidModes(t *testing.T) {
 	withPid := func(mode runtimeapi.NamespaceMode) (func(*runtimeapi.PodSandboxConfig), containerTweak) {
 		return func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = mode },
@@ -220,6 +229,7 @@ func TestPidModes(t *testing.T) {
 	})
 }
 
+// rows: N-09, N-12
 func TestUserNamespace(t *testing.T) {
 	mapping := &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD,
 		Uids: []*runtimeapi.IDMapping{{HostId: 300000, ContainerId: 0, Length: 65536}},

@@ -134,6 +134,7 @@ func (w writer) gaps() (holes, missing int) {
 	return holes, missing
 }
 
+// rows: D-12, D-160, D-161, D-162, D-167, GAP-16
 func TestDaemonIsKilledUnderLoad(t *testing.T) {
 	ours(t)
 	leavesNothing(t)
@@ -227,6 +228,7 @@ func TestShimIsKilledUnderLoad(t *testing.T) {
 }
 
 // Both at once: the next daemon finds neither the shim nor its own memory.
+// rows: D-160
 func TestDaemonAndShimAreKilled(t *testing.T) {
 	ours(t)
 	leavesNothing(t)
@@ -248,6 +250,7 @@ func TestDaemonAndShimAreKilled(t *testing.T) {
 	}
 }
 
+// rows: D-12, D-160
 func TestDaemonIsStoppedAndStarted(t *testing.T) {
 	ours(t)
 	leavesNothing(t)
@@ -262,6 +265,7 @@ func TestDaemonIsStoppedAndStarted(t *testing.T) {
 }
 
 // A terminal has no name to open it by; the daemon keeps a spare of it.
+// rows: D-162
 func TestTerminalSurvivesTheShim(t *testing.T) {
 	ours(t)
 	p := newPod(t)
@@ -290,6 +294,7 @@ func (c *container) ask(text string) {
 }
 
 // The daemon is killed again and again while pods are made: what was half made is gone, or can be removed.
+// rows: D-165
 func TestKilledWhileMakingPods(t *testing.T) {
 	ours(t)
 	leavesNothing(t)
@@ -332,6 +337,7 @@ func TestKilledWhileMakingPods(t *testing.T) {
 }
 
 // A new shim takes the old one's place in its own process; not a line is lost.
+// rows: D-12, D-160
 func TestShimUpgrade(t *testing.T) {
 	ours(t)
 	leavesNothing(t)

@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// rows: K-23
 func TestHandler(t *testing.T) {
 	core := specs.POSIXRlimit{Type: "RLIMIT_CORE", Soft: 5, Hard: 5}
 	open := specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}

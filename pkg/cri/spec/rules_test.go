@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// rows: L-01, L-02, L-03, L-04, L-06, L-07, L-08, X-21, D-201
 func TestResources(t *testing.T) {
 	v1 := Host{
 		Controllers:    map[string]bool{"cpu": true, "cpuset": true, "memory": true, "pids": true, "hugetlb": true},
@@ -90,6 +91,7 @@ func TestResources(t *testing.T) {
 	}
 }
 
+// rows: L-05
 func TestOOMScoreAdj(t *testing.T) {
 	for _, c := range []struct{ asked, lowest, want int }{{978, -998, 978}, {-999, -998, -998}, {-999, -1000, -999}, {0, 100, 100}, {0, -1000, 0}} {
 		in := kubelet()
@@ -101,6 +103,7 @@ func TestOOMScoreAdj(t *testing.T) {
 	}
 }
 
+// rows: S-17, D-100, D-103, X-25
 func TestCgroupsPath(t *testing.T) {
 	for _, c := range []struct {
 		parent  string
@@ -132,6 +135,7 @@ func TestCgroupsPath(t *testing.T) {
 	}
 }
 
+// rows: S-18, S-19, P-036c
 func TestPodSysctls(t *testing.T) {
 	const node = runtimeapi.NamespaceMode_NODE
 	pod := func(o *runtimeapi.NamespaceOption, sysctls map[string]string) *runtimeapi.PodSandboxConfig {
@@ -182,6 +186,7 @@ func TestPodSysctls(t *testing.T) {
 	}
 }
 
+// rows: K-16
 func TestStopSignal(t *testing.T) {
 	for _, c := range []struct {
 		image string

@@ -430,6 +430,7 @@ func TestBuildRefuses(t *testing.T) {
 	}
 }
 
+// rows: K-05
 func TestCommand(t *testing.T) {
 	for _, c := range []struct{ entrypoint, cmd, command, args, want string }{
 		{"e", "c", "", "", "e c"},
@@ -452,6 +453,7 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// rows: K-07, K-09, K-15
 func TestEnvironment(t *testing.T) {
 	in := kubelet()
 	in.Container.Tty = true
@@ -469,6 +471,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
+// rows: C-01
 func TestCapabilities(t *testing.T) {
 	in := kubelet()
 	all := slices.Sorted(slices.Values(in.Host.Capabilities))
@@ -509,6 +512,7 @@ func TestCapabilities(t *testing.T) {
 }
 
 // The built-in profile follows the capabilities, and nothing of one container's reaches the next.
+// rows: C-19
 func TestDefaultSeccomp(t *testing.T) {
 	allows := func(s *specs.Spec, call string) bool {
 		return slices.ContainsFunc(s.Linux.Seccomp.Syscalls, func(r specs.LinuxSyscall) bool {
@@ -535,6 +539,7 @@ func TestDefaultSeccomp(t *testing.T) {
 	}
 }
 
+// rows: C-18, C-19, C-20, C-24
 func TestSeccompProfiles(t *testing.T) {
 	const runtime, unconfined, local = runtimeapi.SecurityProfile_RuntimeDefault, runtimeapi.SecurityProfile_Unconfined, runtimeapi.SecurityProfile_Localhost
 	for name, c := range map[string]struct {
@@ -605,6 +610,7 @@ func TestAppArmor(t *testing.T) {
 }
 
 // What users may write freely has no influence.
+// rows: S-16
 func TestAnnotationsAreNotOrders(t *testing.T) {
 	plain := kubelet()
 	plain.Pod.Annotations, plain.Container.Annotations, plain.Image.Config.Labels = nil, nil, nil
@@ -652,6 +658,7 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+// rows: X-15, P-016a
 func TestPrivateMountOfStorage(t *testing.T) {
 	in := kubelet()
 	in.Defaults.StorageRoots = []string{"/var/lib/criserver"}
@@ -668,6 +675,7 @@ func TestPrivateMountOfStorage(t *testing.T) {
 	}
 }
 
+// rows: K-22
 func TestVolumePaths(t *testing.T) {
 	image := func(paths ...string) *ocispec.Image {
 		m := map[string]struct{}{}

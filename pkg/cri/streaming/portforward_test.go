@@ -93,6 +93,7 @@ func checkForwarding(t *testing.T, conn httpstream.Connection) {
 	}
 }
 
+// rows: D-74
 func TestPortForwardSPDY(t *testing.T) {
 	flatGoroutines(t)
 	s := newServer(t, &fakeRuntime{forward: echo})
@@ -113,6 +114,7 @@ func TestPortForwardSPDY(t *testing.T) {
 	checkForwarding(t, conn)
 }
 
+// rows: D-74
 func TestPortForwardTunnel(t *testing.T) {
 	flatGoroutines(t)
 	s := newServer(t, &fakeRuntime{forward: echo})
@@ -126,6 +128,7 @@ func TestPortForwardTunnel(t *testing.T) {
 	conn.Close()
 }
 
+// rows: D-74
 func TestPortForwardWebSocket(t *testing.T) {
 	flatGoroutines(t)
 	s := newServer(t, &fakeRuntime{forward: func(_ context.Context, port int32, c io.ReadWriteCloser) error {
@@ -146,6 +149,7 @@ func TestPortForwardWebSocket(t *testing.T) {
 }
 
 // The end of what a pod has to say reaches the client while the client still talks.
+// rows: D-82
 func TestPortForwardHalfClose(t *testing.T) {
 	flatGoroutines(t)
 	rest := make(chan string, 1)

@@ -40,6 +40,7 @@ func upper(exit int32, err error) func(context.Context, []string, sandbox.Stream
 	}
 }
 
+// rows: D-72, D-77
 func TestExecSPDY(t *testing.T) {
 	for _, tc := range []struct {
 		name, protocol string
@@ -129,6 +130,7 @@ func TestStreamsAsAsked(t *testing.T) {
 	}
 }
 
+// rows: D-76
 func TestExecTerminal(t *testing.T) {
 	flatGoroutines(t)
 	sizes := make(chan sandbox.Size, 10)
@@ -319,6 +321,7 @@ func receive(t testing.TB, ws *websocket.Conn, text bool) map[int]string {
 	}
 }
 
+// rows: D-73
 func TestExecWebSocket(t *testing.T) {
 	five := func(_ context.Context, _ []string, s sandbox.Streams) (int32, error) {
 		data := make([]byte, 5)
@@ -377,6 +380,7 @@ func upperFive(_ context.Context, _ []string, s sandbox.Streams) (int32, error) 
 }
 
 // An attach without stdin goes on; a channel that was not asked for is read and thrown away.
+// rows: D-73
 func TestAttachWebSocketWithoutStdin(t *testing.T) {
 	flatGoroutines(t)
 	more := make(chan struct{})

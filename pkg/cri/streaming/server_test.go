@@ -36,6 +36,7 @@ func get(t testing.TB, method, url string) int {
 	return resp.StatusCode
 }
 
+// rows: D-70, D-71, R-18
 func TestTicketsWorkOnce(t *testing.T) {
 	s := newServer(t, &fakeRuntime{})
 	url := execURL(t, s, true, true, true, false)
@@ -59,6 +60,7 @@ func TestTicketsWorkOnce(t *testing.T) {
 	}
 }
 
+// rows: D-71
 func TestTicketsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tickets := newTickets()
@@ -91,6 +93,7 @@ func TestTicketsEnd(t *testing.T) {
 	})
 }
 
+// rows: D-70
 func TestListenOnLoopbackOnly(t *testing.T) {
 	log := logrus.NewEntry(logrus.New())
 	for _, address := range []string{"0.0.0.0:0", "[::]:0", ":0"} {
@@ -152,6 +155,7 @@ func TestClose(t *testing.T) {
 }
 
 // With a certificate the URL says https, and sessions end as gently as without.
+// rows: D-81
 func TestTLS(t *testing.T) {
 	certified := httptest.NewUnstartedServer(nil)
 	certified.StartTLS()

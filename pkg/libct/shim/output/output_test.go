@@ -99,6 +99,7 @@ func within(t testing.TB, limit time.Duration, what string, f func()) {
 	}
 }
 
+// rows: D-01, D-02, D-04, D-06
 func TestLines(t *testing.T) {
 	c := open(t, filepath.Join(t.TempDir(), "0.log"))
 	before := time.Now()
@@ -155,6 +156,7 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// rows: D-09
 func TestReopenUnderLoad(t *testing.T) {
 	c := open(t, filepath.Join(t.TempDir(), "0.log"))
 	stop := make(chan struct{})
@@ -242,6 +244,7 @@ func TestInTheWay(t *testing.T) {
 	}
 }
 
+// rows: K-11a
 func TestDanglingLinkIsReplaced(t *testing.T) {
 	dir := t.TempDir()
 	log, target := filepath.Join(dir, "0.log"), filepath.Join(dir, "target")
@@ -266,6 +269,7 @@ func TestNotPollable(t *testing.T) {
 	}
 }
 
+// rows: D-10
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"))
@@ -417,6 +421,7 @@ func TestDrainWhileWriteHangs(t *testing.T) {
 	until(t, "the file is closed", func() bool { return errors.Is(slow.File.Sync(), os.ErrClosed) })
 }
 
+// rows: D-78
 func TestAttach(t *testing.T) {
 	c := open(t, "") // no log: attaching works all the same
 	type client struct {
@@ -561,6 +566,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// rows: K-15
 func TestTerminal(t *testing.T) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	must(t, err)
