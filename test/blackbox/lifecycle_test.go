@@ -76,7 +76,7 @@ func TestRunPodAgain(t *testing.T) {
 // rows, T-16, T-17, D-20, D-22, P-171, P-173, K-10
 func TestContainerLifecycle(t *testing.T) {
 	p := newPod(t)
-	c := p.create(asleep())
+	c := p.create(sh("trap 'exit 0' TERM; echo ready; sleep 1000 & wait"))
 	s := c.status()
 	equal(t, "state", s.State, runtimeapi.ContainerState_CONTAINER_CREATED)
 	equal(t, "log path", s.LogPath, c.logPath())
@@ -97,6 +97,7 @@ func TestContainerLifecycle(t *testing.T) {
 	equal(t, "containers with its ID", len(p.containers(&runtimeapi.ContainerFilter{Id: c.id})), 1)
 	equal(t, "containers with another label", len(p.containers(&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"container": "other"}})), 0)
 
+	c.hasLogged("ready") // before it, the shell does not heed the signal
 	c.stop(10)
 	s = c.endsWith(0, "Completed")
 	if s.FinishedAt < s.StartedAt {
