@@ -106,6 +106,8 @@ func TestRequests(t *testing.T) {
 		{containerStatusOf(id("8")), codes.NotFound, "still being created", ""},
 		{containerStatusOf(""), codes.InvalidArgument, "container_id is missing", ""},
 		{update("x", &runtimeapi.LinuxContainerResources{CpuShares: 7}), codes.OK, "", "UpdateContainer x 7"},
+		{updatePod("", nil, nil), codes.InvalidArgument, "pod_sandbox_id", ""},
+		{updatePod("x", &runtimeapi.LinuxContainerResources{CpuShares: 7}, &runtimeapi.LinuxContainerResources{CpuShares: 8}), codes.OK, "", "UpdatePod x 7 8"},
 		{update("x", nil), codes.InvalidArgument, "linux is missing", ""},
 		{update("", nil), codes.InvalidArgument, "container_id is missing", ""},
 		{reopen("x"), codes.OK, "", "ReopenLog x"},
@@ -672,10 +674,6 @@ func TestEventsEndWithTheServer(t *testing.T) {
 func TestUnimplemented(t *testing.T) {
 	e := newEdge(t)
 	for name, call := range map[string]func() error{
-		"UpdatePodSandboxResources": func() error {
-			_, err := e.runtime.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{})
-			return err
-		},
 		"CheckpointContainer": func() error {
 			_, err := e.runtime.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{})
 			return err

@@ -102,6 +102,10 @@ func (f *fakeSandboxes) StopContainer(_ context.Context, id string, grace time.D
 func (f *fakeSandboxes) RemoveContainer(_ context.Context, id string) error {
 	return f.call("RemoveContainer %s", id)
 }
+func (f *fakeSandboxes) UpdatePod(_ context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	return f.call("UpdatePod %s %d %d", id, overhead.GetCpuShares(), resources.GetCpuShares())
+}
+
 func (f *fakeSandboxes) UpdateContainer(_ context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
 	return f.call("UpdateContainer %s %d", id, r.GetCpuShares())
 }

@@ -29,6 +29,8 @@ func podInfo(p sandbox.Pod) (map[string]string, error) {
 		"runtimeHandler":     p.Handler,
 		"config":             p.Config,
 		"cniResult":          p.CNI,
+		"overhead":           p.Overhead,
+		"resources":          p.Resources,
 		"runtimeSpec": specs.Spec{
 			Version:     specs.Version,
 			Hostname:    p.Config.GetHostname(),

@@ -102,6 +102,13 @@ func update(id string, l *runtimeapi.LinuxContainerResources) request {
 		&runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: l})
 }
 
+func updatePod(id string, overhead, resources *runtimeapi.LinuxContainerResources) request {
+	return rpc("UpdatePodSandboxResources", func(e *edge) method[*runtimeapi.UpdatePodSandboxResourcesRequest, *runtimeapi.UpdatePodSandboxResourcesResponse] {
+		return e.runtime.UpdatePodSandboxResources
+	},
+		&runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: id, Overhead: overhead, Resources: resources})
+}
+
 func execSync(id string, timeout int64, cmd ...string) request {
 	return rpc("ExecSync", func(e *edge) method[*runtimeapi.ExecSyncRequest, *runtimeapi.ExecSyncResponse] {
 		return e.runtime.ExecSync

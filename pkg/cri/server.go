@@ -40,6 +40,7 @@ import (
 // Sandboxes is what the edge needs of *sandbox.Manager; see there.
 type Sandboxes interface {
 	RunPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, handler string) (string, error)
+	UpdatePod(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error
 	StopPod(ctx context.Context, id string) error
 	RemovePod(ctx context.Context, id string) error
 	Pod(id string) (sandbox.Pod, error)

@@ -13,11 +13,6 @@ import (
 
 func unimplemented(what string) error { return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented) }
 
-// UpdatePodSandboxResources would record a resize of the pod; the kubelet itself writes the pod's cgroup.
-func (s *Server) UpdatePodSandboxResources(context.Context, *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
-	return nil, unimplemented("pods keep no resources of their own: the kubelet's pod cgroup limits them")
-}
-
 // CheckpointContainer needs CRIU.
 func (s *Server) CheckpointContainer(context.Context, *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
 	return nil, unimplemented("containers cannot be checkpointed")

@@ -14,7 +14,7 @@ import (
 
 // pod is a pod in the words of NRI.
 func pod(p sandbox.Pod) *api.PodSandbox {
-	meta, linux := p.Config.GetMetadata(), p.Config.GetLinux()
+	meta, parent := p.Config.GetMetadata(), p.Config.GetLinux().GetCgroupParent()
 	out := &api.PodSandbox{
 		Id:             p.ID,
 		Name:           meta.GetName(),
@@ -25,10 +25,10 @@ func pod(p sandbox.Pod) *api.PodSandbox {
 		RuntimeHandler: p.Handler,
 		Pid:            uint32(p.InitPid),
 		Linux: &api.LinuxPodSandbox{
-			PodOverhead:  toResources(linux.GetOverhead()),
-			PodResources: toResources(linux.GetResources()),
-			CgroupParent: linux.GetCgroupParent(),
-			CgroupsPath:  linux.GetCgroupParent(), // the pod's own: its containers are below
+			PodOverhead:  toResources(p.Overhead),
+			PodResources: toResources(p.Resources),
+			CgroupParent: parent,
+			CgroupsPath:  parent, // the pod's own: its containers are below
 		},
 	}
 	for _, ip := range p.IPs {

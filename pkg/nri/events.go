@@ -23,6 +23,9 @@ var tellers = map[sandbox.HookEvent]func(*adaptation.Adaptation, context.Context
 	sandbox.HookRunPod: func(a *adaptation.Adaptation, ctx context.Context, p *api.PodSandbox, _ *api.Container) (wishes, error) {
 		return wishes{}, a.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: p})
 	},
+	sandbox.HookPostUpdatePod: func(a *adaptation.Adaptation, ctx context.Context, p *api.PodSandbox, _ *api.Container) (wishes, error) {
+		return wishes{}, a.PostUpdatePodSandbox(ctx, &api.PostUpdatePodSandboxRequest{Pod: p})
+	},
 	sandbox.HookStopPod: func(a *adaptation.Adaptation, ctx context.Context, p *api.PodSandbox, _ *api.Container) (wishes, error) {
 		return wishes{}, a.StopPodSandbox(ctx, &api.StopPodSandboxRequest{Pod: p})
 	},
@@ -116,6 +119,19 @@ func (s *Service) UpdateContainer(ctx context.Context, o sandbox.HookObject, cha
 	last := len(updates) - 1
 	s.grant(ctx, wishes{updates[:last], r.GetEvict()})
 	return fromResources(updates[last].GetLinux().GetResources()), nil
+}
+
+// UpdatePod implements sandbox.Hooks.
+func (s *Service) UpdatePod(ctx context.Context, p sandbox.Pod, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	end, err := s.begin(ctx)
+	if end == nil {
+		return err
+	}
+	defer end()
+	_, err = s.adaptation.UpdatePodSandbox(context.WithoutCancel(ctx), &api.UpdatePodSandboxRequest{
+		Pod: pod(p), OverheadLinuxResources: toResources(overhead), LinuxResources: toResources(resources),
+	})
+	return s.named("UpdatePodSandbox", err)
 }
 
 // grant does what plugins want of other containers. What fails is logged: the event that it came with is not to blame.

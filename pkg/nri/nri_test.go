@@ -183,6 +183,14 @@ func (p *plugin) RunPodSandbox(_ context.Context, pod *api.PodSandbox) error {
 	p.hear("RunPodSandbox", pod, nil)
 	return nil
 }
+func (p *plugin) UpdatePodSandbox(_ context.Context, pod *api.PodSandbox, overhead, resources *api.LinuxResources) error {
+	p.hear(fmt.Sprintf("UpdatePodSandbox %d %d", overhead.GetCpu().GetShares().GetValue(), resources.GetCpu().GetShares().GetValue()), pod, nil)
+	return nil
+}
+func (p *plugin) PostUpdatePodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	p.hear("PostUpdatePodSandbox", pod, nil)
+	return nil
+}
 func (p *plugin) StopPodSandbox(_ context.Context, pod *api.PodSandbox) error {
 	p.hear("StopPodSandbox", pod, nil)
 	return nil
@@ -241,8 +249,8 @@ func object(s *specs.Spec) sandbox.HookObject {
 	return sandbox.HookObject{
 		Pod: sandbox.Pod{ID: "p1", NetNS: "/run/ns", Handler: "h", Config: &runtimeapi.PodSandboxConfig{
 			Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "default", Uid: "u"},
-			Linux:    &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/pod", Overhead: &runtimeapi.LinuxContainerResources{CpuShares: 5}},
-		}},
+			Linux:    &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/pod"},
+		}, Overhead: &runtimeapi.LinuxContainerResources{CpuShares: 5}},
 		Container: sandbox.Container{ID: "c1", PodID: "p1", State: sandbox.ContainerRunning, Config: &runtimeapi.ContainerConfig{
 			Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Annotations: map[string]string{"of": "the kubelet"},
 		}},
@@ -265,12 +273,14 @@ func TestEvents(t *testing.T) {
 	p := s.connect(t, "10", &plugin{})
 	o := object(ociSpec())
 	pod := sandbox.HookObject{Pod: o.Pod}
-	for _, e := range []sandbox.HookEvent{sandbox.HookRunPod, "CreateContainer", sandbox.HookPostCreate, sandbox.HookStart, sandbox.HookPostStart,
+	for _, e := range []sandbox.HookEvent{sandbox.HookRunPod, "UpdatePodSandbox 7 8", sandbox.HookPostUpdatePod, "CreateContainer", sandbox.HookPostCreate, sandbox.HookStart, sandbox.HookPostStart,
 		"UpdateContainer", sandbox.HookPostUpdate, sandbox.HookStopContainer, sandbox.HookRemove, sandbox.HookStopPod, sandbox.HookRemovePod} {
 		var err error
 		switch {
 		case e == "CreateContainer":
 			_, err = s.CreateContainer(background, o, ociSpec())
+		case e == "UpdatePodSandbox 7 8":
+			err = s.UpdatePod(background, o.Pod, &runtimeapi.LinuxContainerResources{CpuShares: 7}, &runtimeapi.LinuxContainerResources{CpuShares: 8})
 		case e == "UpdateContainer":
 			_, err = s.UpdateContainer(background, o, &runtimeapi.LinuxContainerResources{})
 		case strings.Contains(string(e), "Pod"):
@@ -368,7 +378,7 @@ func TestAdjust(t *testing.T) {
 		return adjustment(), nil, nil
 	}})
 	oci := ociSpec()
-	shared := oci.Process.Rlimits
+	shared, sharedNS := oci.Process.Rlimits, oci.Linux.Namespaces // with other specs
 	changed, err := s.CreateContainer(background, object(oci), oci)
 	if err != nil {
 		t.Fatal(err)
@@ -382,7 +392,7 @@ func TestAdjust(t *testing.T) {
 		"device":      {oci.Linux.Devices[0].Path, "/dev/x"},
 		"allowed":     {r.Devices[0].Allow, true},
 		"rlimits":     {oci.Process.Rlimits, []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}}},
-		"shared":      {shared[0].Hard, 2},
+		"shared":      {[]any{shared[0].Hard, sharedNS[0].Path}, []any{2, "/run/ns"}},
 		"hooks": {[]string{h.Prestart[0].Path, h.CreateRuntime[0].Path, h.CreateContainer[0].Path, h.StartContainer[0].Path, h.Poststart[0].Path, h.Poststop[0].Path},
 			[]string{"/1", "/2", "/3", "/4", "/5", "/6"}},
 		"cpu": {[]any{*r.CPU.Shares, *r.CPU.Quota, *r.CPU.Period, r.CPU.Cpus, r.CPU.Mems, *r.CPU.RealtimeRuntime, *r.CPU.RealtimePeriod},

@@ -22,6 +22,8 @@ type Hooks interface {
 	CreateContainer(ctx context.Context, o HookObject, s *specs.Spec) (*runtimeapi.LinuxContainerResources, error)
 	// UpdateContainer returns what is to be changed beside, or instead of, change. An error refuses it.
 	UpdateContainer(ctx context.Context, o HookObject, change *runtimeapi.LinuxContainerResources) (*runtimeapi.LinuxContainerResources, error)
+	// UpdatePod is asked about new resources of a pod. An error refuses them.
+	UpdatePod(ctx context.Context, p Pod, overhead, resources *runtimeapi.LinuxContainerResources) error
 }
 
 // HookEvent is named as in NRI's protocol, so that an error says what was refused.
@@ -30,6 +32,7 @@ type HookEvent string
 // The events that Tell tells of.
 const (
 	HookRunPod        HookEvent = "RunPodSandbox" // all of the pod is made, its network too
+	HookPostUpdatePod HookEvent = "PostUpdatePodSandbox"
 	HookStopPod       HookEvent = "StopPodSandbox"
 	HookRemovePod     HookEvent = "RemovePodSandbox"
 	HookPostCreate    HookEvent = "PostCreateContainer"

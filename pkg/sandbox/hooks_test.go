@@ -58,6 +58,10 @@ func (f *fakeHooks) UpdateContainer(_ context.Context, o HookObject, _ *runtimea
 	return f.changed, f.hear("UpdateContainer")
 }
 
+func (f *fakeHooks) UpdatePod(context.Context, Pod, *runtimeapi.LinuxContainerResources, *runtimeapi.LinuxContainerResources) error {
+	return f.hear("UpdatePodSandbox")
+}
+
 func (f *fakeHooks) heard() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -288,6 +292,38 @@ func TestHooksChangeLimits(t *testing.T) {
 	}
 	if err := n.UpdateContainer(background, c, &runtimeapi.LinuxContainerResources{CpuPeriod: 1}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an invalid update: %v", err)
+	}
+}
+
+func TestUpdatePod(t *testing.T) {
+	n, h := hookedNode(t)
+	cfg := podConfig("p")
+	cfg.Linux.Overhead = &runtimeapi.LinuxContainerResources{CpuShares: 3}
+	id, err := n.RunPod(background, cfg, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.heard()
+	if err := n.UpdatePod(background, id, nil, &runtimeapi.LinuxContainerResources{CpuShares: 4}); err != nil {
+		t.Fatal(err)
+	}
+	n.expect(h, "update", "UpdatePodSandbox PostUpdatePodSandbox")
+	h.refuse = "UpdatePodSandbox"
+	if err := n.UpdatePod(background, id, &runtimeapi.LinuxContainerResources{CpuShares: 5}, nil); !errors.Is(err, errRefused) {
+		t.Errorf("a refused update: %v", err)
+	}
+	if err := n.UpdatePod(background, id, &runtimeapi.LinuxContainerResources{CpuPeriod: 5}, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "overhead") {
+		t.Errorf("an invalid update: %v", err)
+	}
+	n.reopen()
+	if p, err := n.Pod(id); err != nil || p.Overhead.GetCpuShares() != 3 || p.Resources.GetCpuShares() != 4 {
+		t.Errorf("%v, the pod has %v and %v", err, p.Overhead, p.Resources)
+	}
+	if err := n.StopPod(background, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.UpdatePod(background, id, nil, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a stopped pod: %v", err)
 	}
 }
 

@@ -145,8 +145,17 @@ func (m *Manager) put(k store.Kind, id string, rec any, ends bool) error {
 func (p *pod) snapshot() Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	overhead, resources := p.rec.Overhead.M, p.rec.Resources.M
+	if overhead == nil {
+		overhead = p.rec.Config.M.GetLinux().GetOverhead()
+	}
+	if resources == nil {
+		resources = p.rec.Config.M.GetLinux().GetResources()
+	}
 	return Pod{
 		ID:        p.id,
+		Overhead:  overhead,
+		Resources: resources,
 		State:     p.rec.State,
 		Config:    p.rec.Config.M,
 		Handler:   p.rec.Handler,

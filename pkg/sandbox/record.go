@@ -48,10 +48,12 @@ type podRecord struct {
 	State     PodState
 	Boot      string // boot ID under which it was created
 	Config    message[*runtimeapi.PodSandboxConfig]
-	Handler   string          `json:",omitempty"`
-	IPs       []netip.Addr    `json:",omitempty"`
-	CNI       json.RawMessage `json:",omitempty"`
-	InitPid   int             `json:",omitempty"`
+	Overhead  message[*runtimeapi.LinuxContainerResources] `json:",omitzero"` // since the last UpdatePod, like Resources
+	Resources message[*runtimeapi.LinuxContainerResources] `json:",omitzero"`
+	Handler   string                                       `json:",omitempty"`
+	IPs       []netip.Addr                                 `json:",omitempty"`
+	CNI       json.RawMessage                              `json:",omitempty"`
+	InitPid   int                                          `json:",omitempty"`
 	CreatedAt time.Time
 }
 

@@ -18,10 +18,12 @@ type Pod struct {
 	State     PodState
 	Config    *runtimeapi.PodSandboxConfig
 	Handler   string
-	IPs       []netip.Addr    // primary first; none with the host's network or once stopped
-	CNI       json.RawMessage // the CNI result
-	NetNS     string          // path; empty with the host's network
-	InitPid   int             // of pid 1 of a shared PID namespace
+	IPs       []netip.Addr                        // primary first; none with the host's network or once stopped
+	CNI       json.RawMessage                     // the CNI result
+	NetNS     string                              // path; empty with the host's network
+	Overhead  *runtimeapi.LinuxContainerResources // as last set, at first in Config; like Resources
+	Resources *runtimeapi.LinuxContainerResources
+	InitPid   int // of pid 1 of a shared PID namespace
 	CreatedAt time.Time
 }
 

@@ -136,6 +136,12 @@ func (p *plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containe
 func (p *plugin) RunPodSandbox(_ context.Context, pod *api.PodSandbox) error {
 	return p.note("RunPodSandbox", pod, nil)
 }
+func (p *plugin) UpdatePodSandbox(_ context.Context, pod *api.PodSandbox, _, _ *api.LinuxResources) error {
+	return p.note("UpdatePodSandbox", pod, nil)
+}
+func (p *plugin) PostUpdatePodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	return p.note("PostUpdatePodSandbox", pod, nil)
+}
 func (p *plugin) StopPodSandbox(_ context.Context, pod *api.PodSandbox) error {
 	return p.note("StopPodSandbox", pod, nil)
 }
@@ -174,7 +180,7 @@ func (p *plugin) RemoveContainer(_ context.Context, pod *api.PodSandbox, c *api.
 }
 
 // A plugin hears of all that becomes of a pod, in order, with what it needs to know.
-// rows: D-185, P-150, P-158a
+// rows: D-185, P-150, P-158a, P-065, R-37
 func TestNRIEvents(t *testing.T) {
 	ours(t)
 	pl := connect(t, n, &plugin{}, "10")
@@ -208,6 +214,13 @@ func TestNRIEvents(t *testing.T) {
 		}
 		equal(t, "update", strings.Join(pl.took("PostUpdateContainer "+name), ", "), "UpdateContainer "+name+", PostUpdateContainer "+name)
 		equal(t, "limit", pl.containers[c.id].GetLinux().GetResources().GetMemory().GetLimit().GetValue(), 96<<20)
+		_, err = n.Runtimes.UpdatePodSandboxResources(p.ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: p.id,
+			Resources: &runtimeapi.LinuxContainerResources{CpuShares: 77}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		equal(t, "update of the pod", strings.Join(pl.took("PostUpdatePodSandbox"), ", "), "UpdatePodSandbox, PostUpdatePodSandbox")
+		equal(t, "shares of the pod", pl.pods[p.id].GetLinux().GetPodResources().GetCpu().GetShares().GetValue(), 77)
 		c.stop(0)
 		c.remove()
 		equal(t, "end", strings.Join(pl.took("RemoveContainer "+name), ", "), "StopContainer "+name+", RemoveContainer "+name)

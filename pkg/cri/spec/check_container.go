@@ -107,7 +107,7 @@ func (c *check) capabilities() error {
 
 func (c *check) resources() error {
 	if r := c.cfg.GetLinux().GetResources(); r != nil {
-		return checkResources(r)
+		return CheckResources(r)
 	}
 	return nil
 }

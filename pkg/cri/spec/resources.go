@@ -35,7 +35,7 @@ func Resources(r *runtimeapi.LinuxContainerResources, h Host) (*specs.LinuxResou
 	if r == nil {
 		return out, nil
 	}
-	if err := checkResources(r); err != nil {
+	if err := CheckResources(r); err != nil {
 		return nil, err
 	}
 	for _, need := range []struct {
@@ -165,8 +165,8 @@ func unified(files map[string]string, h Host) (map[string]string, error) {
 	return out, nil
 }
 
-// checkResources judges the values that do not depend on the host.
-func checkResources(r *runtimeapi.LinuxContainerResources) error {
+// CheckResources judges what does not depend on the host.
+func CheckResources(r *runtimeapi.LinuxContainerResources) error {
 	if err := checkResourceValues(r); err != nil {
 		return err
 	}
