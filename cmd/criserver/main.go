@@ -57,6 +57,7 @@ func command() *cobra.Command {
 		Use:           "criserver",
 		Short:         "Container runtime of a Kubernetes node",
 		Long:          "criserver runs pods for Kubernetes. It serves CRI v1 on a unix socket. No configuration file is needed.",
+		Version:       fmt.Sprintf("%s %s %s/%s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH),
 		Args:          cobra.NoArgs,
 		SilenceErrors: true, // main prints them
 		SilenceUsage:  true,
@@ -66,6 +67,7 @@ func command() *cobra.Command {
 		},
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	p := root.PersistentFlags()
 	p.StringVar(&f.config, "config", "", "configuration `file` (default "+config.DefaultPath+", if it exists)")
 	p.StringVar(&f.root, "root", "", "durable `directory`, instead of the configured one")
@@ -88,7 +90,7 @@ func command() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "criserver %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), root.Name(), root.Version)
 			return err
 		},
 	})

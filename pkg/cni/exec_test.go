@@ -174,7 +174,7 @@ func TestSameAddressTwice(t *testing.T) {
 }
 
 // TestWhatPluginsAreTold: environment and capabilities, and only those that the plugin declares.
-// rows: D-142, D-143, P-035, P-045, S-16
+// rows: D-142, D-143, P-035, P-035a, P-045, S-16
 func TestWhatPluginsAreTold(t *testing.T) {
 	dir := t.TempDir()
 	n := fakeNetwork(t, "env > "+dir+"/env.$CNI_COMMAND; cat > "+dir+"/conf.$CNI_COMMAND; [ $CNI_COMMAND = DEL ] && exit 0; echo '"+strings.ReplaceAll(oneAddress, "IP", "2")+"'")

@@ -314,6 +314,7 @@ func TestUseTouchesMemoryOnly(t *testing.T) {
 	}
 }
 
+// rows: D-166
 func TestDamagedStoreIsSetAside(t *testing.T) {
 	for name, damage := range map[string]func(file string) error{
 		"truncated": func(f string) error { return os.Truncate(f, 9000) },
@@ -404,6 +405,7 @@ func TestDamagedWhileRunning(t *testing.T) {
 }
 
 // TestDamagedLayer: of two images, the one that lost a layer is forgotten at Open and only that layer is fetched again.
+// rows: D-166
 func TestDamagedLayer(t *testing.T) {
 	r, root := newRegistry(t), t.TempDir()
 	s := openAt(t, root)

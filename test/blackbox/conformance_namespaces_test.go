@@ -196,35 +196,40 @@ func TestSysctlsOfPods(t *testing.T) {
 // have one is set with the network namespace.
 func pings(t *testing.T, c *container, ip string) error {
 	t.Helper()
-	ns, err := os.Open("/proc/" + c.pid() + "/ns/net")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ns.Close()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
-		done <- func() error {
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(s)
-			if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
-				return err
-			}
-			to := &unix.SockaddrInet4{Addr: netip.MustParseAddr(ip).As4()}
-			if err := unix.Sendto(s, []byte{8, 0, 0, 0, 0, 0, 0, 1}, 0, to); err != nil { // an echo request; the kernel does the rest
-				return err
-			}
-			_, _, err = unix.Recvfrom(s, make([]byte, 64), 0)
-			return err
-		}()
+	defer own.Close()
+	pods, err := os.Open("/proc/" + c.pid() + "/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pods.Close()
+	if err := unix.Setns(int(pods.Fd()), unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); err != nil {
+			panic(err) // the thread is of no more use
+		}
 	}()
-	return <-done
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		return err
+	}
+	to := &unix.SockaddrInet4{Addr: netip.MustParseAddr(ip).As4()}
+	if err := unix.Sendto(s, []byte{8, 0, 0, 0, 0, 0, 0, 1}, 0, to); err != nil { // an echo request; the kernel does the rest
+		return err
+	}
+	_, _, err = unix.Recvfrom(s, make([]byte, 64), 0)
+	return err
 }
 
 // pid is the container's first process, as the node sees it.

@@ -156,7 +156,7 @@ func crictl(t *testing.T, stdin string, args ...string) (stdout, stderr string, 
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// rows: R-18, D-72, D-73, D-77
+// rows: R-18, D-72, D-73, D-75, D-77
 func TestExecStreaming(t *testing.T) {
 	p := newPod(t)
 	c := p.start(asleep())

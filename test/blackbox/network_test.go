@@ -39,7 +39,7 @@ func get(t *testing.T, host string) string {
 	return text
 }
 
-// rows: N-01, D-144
+// rows: N-01, D-144, P-037, P-040
 func TestPodNetwork(t *testing.T) {
 	p := newPod(t)
 	c := p.start(serves("here I am"))

@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// rows: L-01, L-02, L-03, L-04, L-06, L-07, L-08, X-21, D-201
+// rows: L-01, L-02, L-03, L-04, L-06, L-07, L-08, X-21, D-201, P-070a, P-070b
 func TestResources(t *testing.T) {
 	v1 := Host{
 		Controllers:    map[string]bool{"cpu": true, "cpuset": true, "memory": true, "pids": true, "hugetlb": true},
