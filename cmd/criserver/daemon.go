@@ -27,6 +27,7 @@ import (
 	"github.com/criserver/criserver/pkg/imagesvc"
 	"github.com/criserver/criserver/pkg/nri"
 	"github.com/criserver/criserver/pkg/sandbox"
+	"github.com/criserver/criserver/pkg/stats"
 )
 
 // shutdownLimit is how long RPCs under way may take to end. The work behind those that create something goes on in the successor.
@@ -200,6 +201,10 @@ func (s *server) openEdge(c *config.Config, o cri.Options) error {
 	o.State, o.Root, o.CNIConfDir, o.Version = c.State, c.Root, c.CNI.ConfDir, version
 	o.Streaming = cri.StreamingOptions{Address: c.Streaming.Address, IdleTimeout: time.Duration(c.Streaming.IdleTimeout)}
 	o.Config = func() any { return s.config.Load() }
+	var err error
+	if o.Kernel, err = stats.KernelOf(); err != nil {
+		return err
+	}
 	edge, err := cri.New(o)
 	if err != nil {
 		return err

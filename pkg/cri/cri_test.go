@@ -143,8 +143,8 @@ func TestRequests(t *testing.T) {
 		{forward("b", 80), codes.FailedPrecondition, "is stopped, not ready", ""},
 		{forward("x", 80), codes.NotFound, "pod", ""},
 		{forward(""), codes.InvalidArgument, "pod_sandbox_id is missing", ""},
-		{stats("x"), codes.OK, "", "ContainerStats x"},
-		{stats(""), codes.InvalidArgument, "container_id is missing", ""},
+		{statsOf("x"), codes.OK, "", "ContainerStats x"},
+		{statsOf(""), codes.InvalidArgument, "container_id is missing", ""},
 		{podStats("x"), codes.OK, "", "PodStats x"},
 		{podStats(""), codes.InvalidArgument, "pod_sandbox_id is missing", ""},
 		{imageStatus(nil), codes.InvalidArgument, "image.image is missing", ""},
@@ -192,7 +192,7 @@ func TestErrorsOfTheHeart(t *testing.T) {
 		}{
 			{stopPod("x"), true}, {removePod("x"), true}, {stop("x", 0), true}, {remove("x"), true}, {removeImage(&runtimeapi.ImageSpec{Image: "x"}), true},
 			{start("x"), false}, {update("x", &runtimeapi.LinuxContainerResources{}), false}, {reopen("x"), false}, {execSync("x", 1, "ls"), false},
-			{stats("x"), false}, {podStats("x"), false}, {pull(&runtimeapi.ImageSpec{Image: "x"}, nil), false},
+			{statsOf("x"), false}, {podStats("x"), false}, {pull(&runtimeapi.ImageSpec{Image: "x"}, nil), false},
 			{create("x", &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: "x"}}), false},
 		} {
 			if _, err := r.call(t.Context(), e); status.Code(err) != tc.want(r.forgiving) {
@@ -684,21 +684,6 @@ func TestUnimplemented(t *testing.T) {
 		},
 		"RestorePod": func() error {
 			_, err := e.runtime.RestorePod(t.Context(), &runtimeapi.RestorePodRequest{})
-			return err
-		},
-		"ListMetricDescriptors": func() error {
-			_, err := e.runtime.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
-			return err
-		},
-		"ListPodSandboxMetrics": func() error {
-			_, err := e.runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
-			return err
-		},
-		"StreamPodSandboxMetrics": func() error {
-			stream, err := e.runtime.StreamPodSandboxMetrics(t.Context(), &runtimeapi.StreamPodSandboxMetricsRequest{})
-			if err == nil {
-				_, err = stream.Recv()
-			}
 			return err
 		},
 		"v1alpha2": func() error {

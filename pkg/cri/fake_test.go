@@ -31,6 +31,7 @@ import (
 type fakeSandboxes struct {
 	pods       []sandbox.Pod
 	containers []sandbox.Container
+	readings   []sandbox.PodReading
 	err        error
 	panics     bool
 
@@ -147,6 +148,7 @@ func (f *fakeSandboxes) PodsStats(_ context.Context, keep func(sandbox.Pod) bool
 		return &runtimeapi.PodSandboxStats{Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID}}
 	})
 }
+func (f *fakeSandboxes) Readings(context.Context) []sandbox.PodReading { return f.readings }
 func (f *fakeSandboxes) FSUsage(context.Context) (imagesvc.Usage, error) {
 	return imagesvc.Usage{Path: "/var/lib/upper", Bytes: 3, Inodes: 4, At: time.Unix(2, 0)}, f.err
 }

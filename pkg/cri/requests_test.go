@@ -74,7 +74,7 @@ func reopen(id string) request {
 		&runtimeapi.ReopenContainerLogRequest{ContainerId: id})
 }
 
-func stats(id string) request {
+func statsOf(id string) request {
 	return rpc("ContainerStats", func(e *edge) method[*runtimeapi.ContainerStatsRequest, *runtimeapi.ContainerStatsResponse] {
 		return e.runtime.ContainerStats
 	},

@@ -11,6 +11,7 @@
 //	check.go         checks of requests
 //	filter.go        filters of lists
 //	chunk.go         the Stream* twins of lists
+//	metrics.go       the table of all metrics
 //	pod.go, container.go, image.go   translation into CRI messages
 //	info.go          the free-form JSON of verbose answers
 //
@@ -35,6 +36,7 @@ import (
 	"github.com/criserver/criserver/pkg/cri/streaming"
 	"github.com/criserver/criserver/pkg/imagesvc"
 	"github.com/criserver/criserver/pkg/sandbox"
+	"github.com/criserver/criserver/pkg/stats"
 )
 
 // Sandboxes is what the edge needs of *sandbox.Manager; see there.
@@ -66,6 +68,7 @@ type Sandboxes interface {
 	ContainersStats(ctx context.Context, keep func(sandbox.Container) bool) []*runtimeapi.ContainerStats
 	PodStats(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error)
 	PodsStats(ctx context.Context, keep func(sandbox.Pod) bool) []*runtimeapi.PodSandboxStats
+	Readings(ctx context.Context) []sandbox.PodReading
 	FSUsage(ctx context.Context) (imagesvc.Usage, error)
 
 	Subscribe(ctx context.Context) <-chan sandbox.Event
@@ -99,13 +102,14 @@ type Options struct {
 	Images        Images
 	Network       Network
 	Streaming     StreamingOptions
-	CgroupSystemd bool       // the cgroup driver that the kubelet is told to use
-	Handlers      []string   // names of runtime handlers beside the default ""
-	Host          spec.Host  // facts about this machine
-	State, Root   string     // directories, for tools
-	CNIConfDir    string     // the directory of CNI configurations, for tools
-	Version       string     // of criserver
-	Config        func() any // the configuration in force, for tools: it must marshal to JSON and hold no secret
+	CgroupSystemd bool         // the cgroup driver that the kubelet is told to use
+	Handlers      []string     // names of runtime handlers beside the default ""
+	Host          spec.Host    // facts about this machine
+	Kernel        stats.Kernel // which values its kernel has for metrics
+	State, Root   string       // directories, for tools
+	CNIConfDir    string       // the directory of CNI configurations, for tools
+	Version       string       // of criserver
+	Config        func() any   // the configuration in force, for tools: it must marshal to JSON and hold no secret
 	Log           *logrus.Entry
 }
 
@@ -120,6 +124,7 @@ type Server struct {
 	streaming *streaming.Server
 	options   Options
 	handlers  []*runtimeapi.RuntimeHandler
+	metrics   []metric // those that this machine has
 	log       *logrus.Entry
 	closing   chan struct{} // closed by Close
 }
@@ -128,7 +133,7 @@ type Server struct {
 func New(o Options) (*Server, error) {
 	s := &Server{
 		sandboxes: o.Sandboxes, images: o.Images, network: o.Network,
-		options: o, handlers: runtimeHandlers(o.Handlers), log: o.Log, closing: make(chan struct{}),
+		options: o, handlers: runtimeHandlers(o.Handlers), metrics: servedMetrics(o), log: o.Log, closing: make(chan struct{}),
 	}
 	var err error
 	s.streaming, err = streaming.New(streaming.Options{

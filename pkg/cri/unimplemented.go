@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
-	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -26,21 +25,4 @@ func (s *Server) CheckpointPod(context.Context, *runtimeapi.CheckpointPodRequest
 // RestorePod needs CRIU.
 func (s *Server) RestorePod(context.Context, *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
 	return nil, unimplemented("pods cannot be restored from a checkpoint")
-}
-
-const noMetrics = "metrics in the form of cAdvisor are not collected: use the stats RPCs"
-
-// ListMetricDescriptors has none to describe.
-func (s *Server) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	return nil, unimplemented(noMetrics)
-}
-
-// ListPodSandboxMetrics has none to list.
-func (s *Server) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	return nil, unimplemented(noMetrics)
-}
-
-// StreamPodSandboxMetrics has none to send.
-func (s *Server) StreamPodSandboxMetrics(*runtimeapi.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxMetricsResponse]) error {
-	return unimplemented(noMetrics)
 }

@@ -63,22 +63,27 @@ func (m *Manager) containerStats(c *container) *runtimeapi.ContainerStats {
 	return cs
 }
 
-// usage reads the container's cgroup, which is found once by its first process.
+// usage reads the container's cgroup.
 func (m *Manager) usage(c *container, pid int) (stats.Usage, error) {
+	cg, err := c.findCgroup(pid)
+	if err != nil {
+		return stats.Usage{}, err
+	}
+	return m.samples.Read(cg)
+}
+
+// findCgroup returns the container's cgroup, which is found once by its first process.
+func (c *container) findCgroup(pid int) (stats.Cgroup, error) {
 	c.mu.Lock()
-	cg := c.cgroup
-	c.mu.Unlock()
-	if cg == nil {
+	defer c.mu.Unlock()
+	if c.cgroup == nil {
 		found, err := stats.OfProcess(pid)
 		if err != nil {
-			return stats.Usage{}, err
+			return stats.Cgroup{}, err
 		}
-		cg = &found
-		c.mu.Lock()
-		c.cgroup = cg
-		c.mu.Unlock()
+		c.cgroup = &found
 	}
-	return m.samples.Read(*cg)
+	return *c.cgroup, nil
 }
 
 // PodStats says what a pod uses.

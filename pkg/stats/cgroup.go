@@ -26,7 +26,7 @@ type Cgroup struct {
 
 // v1Dirs are the directories in the hierarchies of the v1 controllers, which
 // may be one hierarchy or another for each.
-type v1Dirs struct{ cpuacct, memory, pids string }
+type v1Dirs struct{ cpu, cpuacct, memory, pids, blkio, hugetlb string }
 
 // hierarchy is a mounted cgroup hierarchy.
 type hierarchy struct {
@@ -35,7 +35,26 @@ type hierarchy struct {
 }
 
 // hierarchies are all that are mounted; a zero hierarchy is not mounted.
-type hierarchies struct{ unified, cpuacct, memory, pids hierarchy }
+type hierarchies struct{ unified, cpu, cpuacct, memory, pids, blkio, hugetlb hierarchy }
+
+// of returns the hierarchy of a v1 controller, nil for those that are not read.
+func (h *hierarchies) of(controller string) *hierarchy {
+	switch controller {
+	case "cpu":
+		return &h.cpu
+	case "cpuacct":
+		return &h.cpuacct
+	case "memory":
+		return &h.memory
+	case "pids":
+		return &h.pids
+	case "blkio":
+		return &h.blkio
+	case "hugetlb":
+		return &h.hugetlb
+	}
+	return nil
+}
 
 // system returns the hierarchies of this machine, which do not change while it runs.
 var system = sync.OnceValues(func() (hierarchies, error) {
@@ -56,13 +75,8 @@ func findHierarchies(mounts []*mountinfo.Info) hierarchies {
 			continue
 		}
 		for option := range strings.SplitSeq(m.VFSOptions, ",") {
-			switch option {
-			case "cpuacct":
-				h.cpuacct.found(m)
-			case "memory":
-				h.memory.found(m)
-			case "pids":
-				h.pids.found(m)
+			if hierarchy := h.of(option); hierarchy != nil {
+				hierarchy.found(m)
 			}
 		}
 	}
@@ -131,11 +145,7 @@ func (h hierarchies) ofProcess(file []byte) (Cgroup, error) {
 		}
 		return Cgroup{unified: h.unified.dir(unified)}, nil
 	}
-	c := Cgroup{v1: v1Dirs{
-		cpuacct: h.cpuacct.dir(names["cpuacct"]),
-		memory:  h.memory.dir(names["memory"]),
-		pids:    h.pids.dir(names["pids"]),
-	}}
+	c := Cgroup{v1: h.v1Dirs(func(controller string) string { return names[controller] })}
 	// A process that was not moved in the unified hierarchy is there with its
 	// parent: whose pressure that is, is not known.
 	if hasUnified && unified == names["memory"] && unified != "/" {
@@ -160,9 +170,40 @@ func OfPath(path string, systemd bool) Cgroup {
 func (h hierarchies) ofPath(name string) Cgroup {
 	c := Cgroup{unified: h.unified.dir(name)}
 	if h.v1() {
-		c.v1 = v1Dirs{h.cpuacct.dir(name), h.memory.dir(name), h.pids.dir(name)}
+		c.v1 = h.v1Dirs(func(string) string { return name })
 	}
 	return c
+}
+
+// v1Dirs returns the directories of a cgroup, whose name each controller has its own of.
+func (h hierarchies) v1Dirs(name func(controller string) string) v1Dirs {
+	return v1Dirs{
+		cpu:     h.cpu.dir(name("cpu")),
+		cpuacct: h.cpuacct.dir(name("cpuacct")),
+		memory:  h.memory.dir(name("memory")),
+		pids:    h.pids.dir(name("pids")),
+		blkio:   h.blkio.dir(name("blkio")),
+		hugetlb: h.hugetlb.dir(name("hugetlb")),
+	}
+}
+
+// Name returns the name that the cgroup has in its hierarchy (that of the
+// memory controller, if there are several), e.g. "/kubepods/pod1/c1".
+func (c Cgroup) Name() string {
+	h, err := system()
+	if err != nil {
+		return ""
+	}
+	return h.name(c)
+}
+
+func (h hierarchies) name(c Cgroup) string {
+	at, dir := h.unified, c.unified
+	if c.v1.memory != "" {
+		at, dir = h.memory, c.v1.memory
+	}
+	below, _ := strings.CutPrefix(dir, at.mountpoint)
+	return path.Join("/", below)
 }
 
 // slicePath returns where systemd has a slice: a-b.slice is in a.slice

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,6 +47,10 @@ func child() {
 			}
 		case "burn":
 			for used := cpuTime(); cpuTime()-used < burnt; {
+			}
+		case "socket":
+			if _, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0); err != nil {
+				panic(err)
 			}
 		}
 		fmt.Println("done", len(memory))
@@ -110,8 +115,8 @@ func (p *process) do(t *testing.T, what string) {
 // directories are all that the cgroup has.
 func (c Cgroup) directories() []string {
 	var all []string
-	for _, dir := range []string{c.unified, c.v1.cpuacct, c.v1.memory, c.v1.pids} {
-		if dir != "" {
+	for _, dir := range []string{c.unified, c.v1.cpu, c.v1.cpuacct, c.v1.memory, c.v1.pids, c.v1.blkio, c.v1.hugetlb} {
+		if dir != "" && !slices.Contains(all, dir) {
 			all = append(all, dir)
 		}
 	}

@@ -75,7 +75,7 @@ func readNetDev(name string) ([]Interface, error) {
 
 // parseNetDev takes a /proc/net/dev: two lines of headings, then for each
 // interface its name, 8 counters of what was received and 8 of what was sent,
-// the first and third of which are bytes and errors.
+// the first four of which are bytes, packets, errors and what was dropped.
 func parseNetDev(r io.Reader) ([]Interface, error) {
 	var list []Interface
 	lines := bufio.NewScanner(r)
@@ -89,7 +89,11 @@ func parseNetDev(r io.Reader) ([]Interface, error) {
 		if err != nil {
 			return nil, fmt.Errorf("interface %s: %w", name, err)
 		}
-		list = append(list, Interface{Name: name, RxBytes: v[0], RxErrors: v[2], TxBytes: v[8], TxErrors: v[10]})
+		list = append(list, Interface{
+			Name:    name,
+			RxBytes: v[0], RxPackets: v[1], RxErrors: v[2], RxDropped: v[3],
+			TxBytes: v[8], TxPackets: v[9], TxErrors: v[10], TxDropped: v[11],
+		})
 	}
 	return list, lines.Err()
 }

@@ -88,7 +88,12 @@ func countersOverNetlink(t *testing.T, ns *namespace) map[string]Interface {
 		links, err := netlink.LinkList()
 		for _, link := range links {
 			a := link.Attrs()
-			all[a.Name] = Interface{a.Name, a.Statistics.RxBytes, a.Statistics.RxErrors, a.Statistics.TxBytes, a.Statistics.TxErrors}
+			s := a.Statistics
+			all[a.Name] = Interface{
+				a.Name,
+				s.RxBytes, s.RxPackets, s.RxErrors, s.RxDropped,
+				s.TxBytes, s.TxPackets, s.TxErrors, s.TxDropped,
+			}
 		}
 		return err
 	})
@@ -173,7 +178,7 @@ func TestParseNetDev(t *testing.T) {
 	got, err := parseNetDev(strings.NewReader(head +
 		"    lo:  1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1\n" +
 		"  eth0:18446744073709551615 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n"))
-	want := []Interface{{"eth0", 18446744073709551615, 3, 9, 11}}
+	want := []Interface{{"eth0", 18446744073709551615, 2, 3, 4, 9, 10, 11, 12}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v %s", err, diff)
 	}

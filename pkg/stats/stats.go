@@ -3,8 +3,10 @@
 // is read with one open. It keeps nothing but the last CPU samples of a cgroup.
 //
 // How to think of it: a Cgroup is where to look, found once; a Usage is what
-// was seen there; a Sampler turns two of them into a rate. Everything is read
-// from plain files at the moment of the call, in the caller's goroutine.
+// was seen there; a Sampler turns two of them into a rate. A Detail and
+// Processes are more than a Usage and cost more: they are for metrics, which
+// are collected less often. Everything is read from plain files at the moment
+// of the call, in the caller's goroutine.
 package stats
 
 import "time"
@@ -46,6 +48,7 @@ type PSIData struct {
 
 // Interface are the counters of a network interface.
 type Interface struct {
-	Name                                 string
-	RxBytes, RxErrors, TxBytes, TxErrors uint64
+	Name                                    string
+	RxBytes, RxPackets, RxErrors, RxDropped uint64
+	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }

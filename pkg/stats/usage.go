@@ -13,29 +13,37 @@ import (
 
 // read returns what the files of a cgroup say, without the rate.
 func (c Cgroup) read() (Usage, error) {
-	var u Usage
+	var d Detail
+	if err := c.readInto(&d); err != nil {
+		return Usage{}, err
+	}
+	return d.Usage, nil
+}
+
+// readInto reads the files of a Usage, and takes of them what a Detail has more.
+func (c Cgroup) readInto(d *Detail) error {
 	var err error
 	switch {
 	case c.v1 != v1Dirs{}:
-		err = c.v1.read(&u)
+		err = c.v1.read(d)
 	case c.unified != "":
-		err = readV2(c.unified, &u)
+		err = readV2(c.unified, d)
 	default:
 		err = fmt.Errorf("no cgroup hierarchy is mounted: %w", errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return Usage{}, fmt.Errorf("cgroup usage: %w", err)
+		return fmt.Errorf("cgroup usage: %w", err)
 	}
 	if c.unified != "" {
-		u.CPUPSI = readPSI(c.unified + "/cpu.pressure")
-		u.MemoryPSI = readPSI(c.unified + "/memory.pressure")
-		u.IOPSI = readPSI(c.unified + "/io.pressure")
+		d.CPUPSI = readPSI(c.unified + "/cpu.pressure")
+		d.MemoryPSI = readPSI(c.unified + "/memory.pressure")
+		d.IOPSI = readPSI(c.unified + "/io.pressure")
 	}
-	return u, nil
+	return nil
 }
 
 // readV2 reads the files of Documentation/admin-guide/cgroup-v2.rst.
-func readV2(dir string, u *Usage) error {
+func readV2(dir string, u *Detail) error {
 	if err := readV2CPU(dir, u); err != nil {
 		return err
 	}
@@ -59,10 +67,10 @@ func readV2(dir string, u *Usage) error {
 	case !errdefs.IsNotFound(err): // not there: the kernel has no swap
 		return err
 	}
-	return readPids(dir, dir, u)
+	return readPids(dir, dir, &u.Usage)
 }
 
-func readV2CPU(dir string, u *Usage) error {
+func readV2CPU(dir string, u *Detail) error {
 	b, done, err := readSmall(dir + "/cpu.stat")
 	defer done()
 	if err != nil {
@@ -70,15 +78,25 @@ func readV2CPU(dir string, u *Usage) error {
 	}
 	u.At = time.Now()
 	for key, value := range values(b) {
-		if string(key) == "usage_usec" {
+		switch string(key) {
+		case "usage_usec":
 			u.CPUNanos = value * 1000
-			break
+		case "user_usec":
+			u.CPUUserNanos = value * 1000
+		case "system_usec":
+			u.CPUSystemNanos = value * 1000
+		case "nr_periods":
+			u.Periods = value
+		case "nr_throttled":
+			u.ThrottledPeriods = value
+		case "throttled_usec":
+			u.ThrottledNanos = value * 1000
 		}
 	}
 	return nil
 }
 
-func readV2MemoryStat(dir string, u *Usage) error {
+func readV2MemoryStat(dir string, u *Detail) error {
 	b, done, err := readSmall(dir + "/memory.stat")
 	defer done()
 	if err != nil {
@@ -89,20 +107,30 @@ func readV2MemoryStat(dir string, u *Usage) error {
 		switch string(key) {
 		case "inactive_file":
 			u.WorkingSet -= min(value, u.MemoryUsage)
+			u.InactiveFile = value
+		case "active_file":
+			u.ActiveFile = value
 		case "anon":
 			u.RSS = value
+		case "file":
+			u.Cache = value
+		case "file_mapped":
+			u.MappedFile = value
+		case "kernel": // since Linux 5.18
+			u.KernelMemory = value
 		case "pgfault":
 			u.PageFaults = value
 		case "pgmajfault":
 			u.MajorPageFaults = value
 		}
 	}
+	u.OwnPageFaults, u.OwnMajorPageFaults = u.PageFaults, u.MajorPageFaults // there is no other count
 	return nil
 }
 
 // read reads the files of Documentation/admin-guide/cgroup-v1. All values
 // are of the cgroup and those below.
-func (d v1Dirs) read(u *Usage) error {
+func (d v1Dirs) read(u *Detail) error {
 	if d.cpuacct == "" || d.memory == "" {
 		return fmt.Errorf("the v1 controllers cpuacct and memory are not both mounted: %w", errdefs.ErrUnavailable)
 	}
@@ -123,10 +151,10 @@ func (d v1Dirs) read(u *Usage) error {
 	if u.SwapLimit, err = d.readSwapLimit(u.MemoryLimit); err != nil {
 		return err
 	}
-	return readPids(d.pids, d.memory, u)
+	return readPids(d.pids, d.memory, &u.Usage)
 }
 
-func (d v1Dirs) readMemoryStat(u *Usage) error {
+func (d v1Dirs) readMemoryStat(u *Detail) error {
 	b, done, err := readSmall(d.memory + "/memory.stat")
 	defer done()
 	if err != nil {
@@ -138,14 +166,25 @@ func (d v1Dirs) readMemoryStat(u *Usage) error {
 		switch string(key) {
 		case "total_inactive_file":
 			u.WorkingSet -= min(value, u.MemoryUsage)
+			u.InactiveFile = value
+		case "total_active_file":
+			u.ActiveFile = value
 		case "total_rss":
 			u.RSS = value
+		case "total_cache":
+			u.Cache = value
+		case "total_mapped_file":
+			u.MappedFile = value
 		case "total_swap":
 			*u.SwapUsage = value
 		case "total_pgfault":
 			u.PageFaults = value
 		case "total_pgmajfault":
 			u.MajorPageFaults = value
+		case "pgfault":
+			u.OwnPageFaults = value
+		case "pgmajfault":
+			u.OwnMajorPageFaults = value
 		}
 	}
 	return nil

@@ -56,7 +56,7 @@ func TestReadV1(t *testing.T) {
 			SwapUsage: pointer(0), SwapLimit: pointer(0), Pids: 1,
 		},
 	} {
-		c := Cgroup{v1: v1Dirs{"testdata/v1/cpuacct/" + dir, "testdata/v1/memory/" + dir, "testdata/v1/pids/" + dir}}
+		c := Cgroup{v1: v1Dirs{cpuacct: "testdata/v1/cpuacct/" + dir, memory: "testdata/v1/memory/" + dir, pids: "testdata/v1/pids/" + dir}}
 		got, err := c.read()
 		if err != nil {
 			t.Fatalf("%s: %v", dir, err)
@@ -84,7 +84,7 @@ func TestReadErrors(t *testing.T) {
 	}{
 		"none":       {Cgroup{}, errdefs.ErrNotFound},
 		"gone":       {Cgroup{unified: "testdata/v2/gone"}, errdefs.ErrNotFound},
-		"gone v1":    {Cgroup{v1: v1Dirs{"testdata/v1/cpuacct/gone", "testdata/v1/memory/gone", ""}}, errdefs.ErrNotFound},
+		"gone v1":    {Cgroup{v1: v1Dirs{cpuacct: "testdata/v1/cpuacct/gone", memory: "testdata/v1/memory/gone"}}, errdefs.ErrNotFound},
 		"no memory":  {Cgroup{v1: v1Dirs{cpuacct: "testdata/v1/cpuacct/swap"}}, errdefs.ErrUnavailable},
 		"no number":  {Cgroup{unified: damaged}, errdefs.ErrDataLoss},
 		"not so big": {Cgroup{unified: large}, errdefs.ErrOutOfRange},
