@@ -13,7 +13,7 @@ import (
 // Attach returns the URL at which a container's own streams can be had. A created container can be attached to as well,
 // so that nothing of its output is missed.
 func (s *Server) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	container, err := s.container(r.GetContainerId())
+	container, err := s.container("container_id", r.GetContainerId())
 	if err != nil {
 		return nil, err
 	}

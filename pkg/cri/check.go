@@ -1,11 +1,17 @@
 package cri
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -87,6 +93,63 @@ func (s *Server) checkHandler(field, name string) error {
 		}
 	}
 	return invalid("%s %.64q is not configured", field, name)
+}
+
+// openDirectory opens a directory of the node that a request names by its absolute path. The caller closes it.
+func openDirectory(field, name string) (*os.File, error) {
+	if name == "" {
+		return nil, invalid("%s is missing", field)
+	}
+	if !filepath.IsAbs(name) {
+		return nil, invalid("%s %.128q is not an absolute path", field, name)
+	}
+	dir, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, invalid("%s: directory %.128q cannot be opened: %v", field, name, errors.Unwrap(err))
+	}
+	return dir, nil
+}
+
+// checkDirectory refuses what is not a directory.
+func checkDirectory(field, name string) error {
+	dir, err := openDirectory(field, name)
+	if err != nil {
+		return err
+	}
+	return dir.Close()
+}
+
+// checkEmptyDirectory refuses what is not a directory without entries.
+func checkEmptyDirectory(field, name string) error {
+	dir, err := openDirectory(field, name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	switch names, err := dir.Readdirnames(1); {
+	case len(names) > 0:
+		return invalid("%s: directory %.128q is not empty, it has %.128q", field, name, names[0])
+	case !errors.Is(err, io.EOF):
+		return fmt.Errorf("%s: read directory: %w", field, err)
+	}
+	return nil
+}
+
+// checkNoOptions refuses options: there are none, and "the runtime must reject unsupported or invalid keys"
+// (CheckpointPodRequest.options, RestorePodRequest.options).
+func checkNoOptions(options map[string]string) error {
+	for key := range options {
+		return invalid("options has the unknown key %.128q: there are no options", key)
+	}
+	return nil
+}
+
+// checkDeadline refuses a call without a deadline, where the API has it that the caller must set one.
+func checkDeadline(ctx context.Context) error {
+	if _, ok := ctx.Deadline(); !ok {
+		return invalid("the call has no deadline: set one")
+	}
+	return nil
 }
 
 // checkSize refuses an answer that clients cannot receive, and says what they can do instead.

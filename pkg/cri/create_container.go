@@ -16,17 +16,25 @@ func (s *Server) CreateContainer(ctx context.Context, r *runtimeapi.CreateContai
 	if err := checkID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
-	if _, err := s.checkImage("config.image", r.GetConfig().GetImage()); err != nil {
+	if err := s.checkImages("config", r.GetConfig()); err != nil {
 		return nil, err
-	}
-	for i, m := range r.GetConfig().GetMounts() {
-		if err := s.checkHandler(fmt.Sprintf("config.mounts[%d].image.runtime_handler", i), m.GetImage().GetRuntimeHandler()); err != nil {
-			return nil, err
-		}
 	}
 	id, err := s.sandboxes.CreateContainer(ctx, r.GetPodSandboxId(), r.GetConfig())
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// checkImages judges the names of the images of a container: its own, and those that are volumes.
+func (s *Server) checkImages(field string, c *runtimeapi.ContainerConfig) error {
+	if _, err := s.checkImage(field+".image", c.GetImage()); err != nil {
+		return err
+	}
+	for i, m := range c.GetMounts() {
+		if err := s.checkHandler(fmt.Sprintf("%s.mounts[%d].image.runtime_handler", field, i), m.GetImage().GetRuntimeHandler()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -70,6 +70,9 @@ func toStatus(err error) error {
 	return status.Error(codes.Unknown, text)
 }
 
+// unimplemented says in words that something is not served, with the code by which callers know to do without.
+func unimplemented(what string) error { return fmt.Errorf("%s: %w", what, errdefs.ErrNotImplemented) }
+
 // ignoreNotFound is for the calls that must succeed for what is not there (StopPodSandbox, RemovePodSandbox,
 // StopContainer, RemoveContainer, RemoveImage: "must not return an error if it has already been removed").
 func ignoreNotFound(err error) error {

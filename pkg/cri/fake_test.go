@@ -250,7 +250,7 @@ func id(c string) string { return strings.Repeat(c, 64) }
 const imageID = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
 
 // testSandboxes: pod a is ready and has a running container c, a created d and an exited e; pod b is stopped; pod f is
-// being created.
+// being created, and 6 is a container of its own.
 func testSandboxes() *fakeSandboxes {
 	pod := func(name string, state sandbox.PodState) sandbox.Pod {
 		return sandbox.Pod{
@@ -291,6 +291,7 @@ func testSandboxes() *fakeSandboxes {
 		containers: []sandbox.Container{
 			container("c", "a", sandbox.ContainerRunning), container("d", "a", sandbox.ContainerCreated), container("e", "a", sandbox.ContainerExited),
 			container("7", "b", sandbox.ContainerRemoving), terminal, container("8", "b", sandbox.ContainerCreating),
+			container("6", "f", sandbox.ContainerRunning),
 		},
 		events: make(chan sandbox.Event, 10),
 	}

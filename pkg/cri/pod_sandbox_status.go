@@ -41,3 +41,12 @@ func (s *Server) pod(id string) (sandbox.Pod, error) {
 	}
 	return pod, err
 }
+
+// ready finds a pod that is ready.
+func (s *Server) ready(id string) (sandbox.Pod, error) {
+	pod, err := s.pod(id)
+	if err == nil && pod.State != sandbox.PodReady {
+		err = fmt.Errorf("pod %s is %s, not ready: %w", pod.ID, pod.State, errdefs.ErrFailedPrecondition)
+	}
+	return pod, err
+}

@@ -2,12 +2,8 @@ package cri
 
 import (
 	"context"
-	"fmt"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/criserver/criserver/pkg/sandbox"
 )
 
 // maxForwardPorts bounds the ports of one request; only the older WebSocket protocol looks at them.
@@ -15,12 +11,9 @@ const maxForwardPorts = 128
 
 // PortForward returns the URL at which ports on the loopback of a pod's network can be reached.
 func (s *Server) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	pod, err := s.pod(r.GetPodSandboxId())
+	pod, err := s.ready(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
-	}
-	if pod.State != sandbox.PodReady {
-		return nil, fmt.Errorf("pod %s is %s, not ready: %w", pod.ID, pod.State, errdefs.ErrFailedPrecondition)
 	}
 	if n := len(r.GetPort()); n > maxForwardPorts {
 		return nil, invalid("port has %d entries, at most %d are forwarded at once", n, maxForwardPorts)
