@@ -19,7 +19,8 @@ func (m *Manager) ContainerStats(ctx context.Context, id string) (*runtimeapi.Co
 	if err != nil {
 		return nil, err
 	}
-	return m.containerStats(c), ctx.Err()
+	cs, _ := m.containerStats(c)
+	return cs, ctx.Err()
 }
 
 // ContainersStats says what the running containers use that keep accepts. What vanishes meanwhile is left out.
@@ -30,14 +31,16 @@ func (m *Manager) ContainersStats(ctx context.Context, keep func(Container) bool
 			break
 		}
 		if s := c.snapshot(); s.State == ContainerRunning && keep(s) {
-			all = append(all, m.containerStats(c))
+			cs, _ := m.containerStats(c)
+			all = append(all, cs)
 		}
 	}
 	return all
 }
 
-// containerStats leaves the parts nil that cannot be read, as they cannot of a container that has just ended.
-func (m *Manager) containerStats(c *container) *runtimeapi.ContainerStats {
+// containerStats leaves the parts nil that cannot be read, as they cannot of a container that has just ended. The usage
+// is what they were made of.
+func (m *Manager) containerStats(c *container) (*runtimeapi.ContainerStats, *stats.Usage) {
 	s := c.snapshot()
 	cs := &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{
@@ -49,18 +52,18 @@ func (m *Manager) containerStats(c *container) *runtimeapi.ContainerStats {
 		WritableLayer: m.disk.of(c.id),
 	}
 	if s.State != ContainerRunning {
-		return cs
+		return cs, nil
 	}
 	u, err := m.usage(c, s.Pid)
 	if err != nil {
 		m.log.WithError(err).WithField("container", c.id).Debug("The usage of a container could not be read")
-		return cs
+		return cs, nil
 	}
 	cs.Cpu, cs.Memory, cs.Swap = cpuUsage(u), memoryUsage(u), swapUsage(u)
 	if u.IOPSI != nil {
 		cs.Io = &runtimeapi.IoUsage{Timestamp: u.At.UnixNano(), Psi: psi(u.IOPSI)}
 	}
-	return cs
+	return cs, &u
 }
 
 // usage reads the container's cgroup.
@@ -115,12 +118,18 @@ func (m *Manager) PodsStats(ctx context.Context, keep func(Pod) bool) []*runtime
 func (m *Manager) podStats(p *pod) *runtimeapi.PodSandboxStats {
 	s := m.podSnapshot(p)
 	l := &runtimeapi.LinuxPodSandboxStats{}
+	var parts []stats.Usage
 	for _, c := range p.all() {
-		if c.state() == ContainerRunning {
-			l.Containers = append(l.Containers, m.containerStats(c))
+		if c.state() != ContainerRunning {
+			continue
+		}
+		cs, u := m.containerStats(c)
+		l.Containers = append(l.Containers, cs)
+		if u != nil {
+			parts = append(parts, *u)
 		}
 	}
-	if u, err := m.podUsage(s); err == nil {
+	if u, err := m.podUsage(s, parts); err == nil {
 		l.Cpu, l.Memory = cpuUsage(u), memoryUsage(u)
 		l.Process = &runtimeapi.ProcessUsage{Timestamp: u.At.UnixNano(), ProcessCount: &runtimeapi.UInt64Value{Value: u.Pids}}
 		if u.IOPSI != nil {
@@ -141,13 +150,23 @@ func (m *Manager) podStats(p *pod) *runtimeapi.PodSandboxStats {
 	}
 }
 
-// podUsage reads the cgroup that the pod was given; without one of its own there is nothing to read.
-func (m *Manager) podUsage(s Pod) (stats.Usage, error) {
-	parent := s.Config.GetLinux().GetCgroupParent()
-	if parent == "" {
-		return stats.Usage{}, fmt.Errorf("the pod has no cgroup of its own: %w", errdefs.ErrNotFound)
+// podUsage reads the cgroup that the pod was given. A pod without one uses what its containers do, and its init.
+func (m *Manager) podUsage(s Pod, containers []stats.Usage) (stats.Usage, error) {
+	if parent := s.Config.GetLinux().GetCgroupParent(); parent != "" {
+		return m.samples.Read(stats.OfPath(parent, m.o.Defaults.SystemdCgroup))
 	}
-	return m.samples.Read(stats.OfPath(parent, m.o.Defaults.SystemdCgroup))
+	if s.InitPid == 0 {
+		return stats.Sum(containers), nil
+	}
+	cg, err := stats.OfProcess(s.InitPid)
+	if err != nil {
+		return stats.Usage{}, err
+	}
+	init, err := m.samples.Read(cg)
+	if err != nil {
+		return stats.Usage{}, err
+	}
+	return stats.Sum(append(containers, init)), nil
 }
 
 func (m *Manager) networkUsage(s Pod) *runtimeapi.NetworkUsage {

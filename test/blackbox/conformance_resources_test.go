@@ -258,6 +258,60 @@ func TestStatsOfAPod(t *testing.T) {
 	equal(t, "default interface", s.GetNetwork().GetDefaultInterface().GetName(), "eth0")
 }
 
+// A pod that was given no cgroup uses what its containers do, and its own process.
+// rows: A-16, A-18
+func TestStatsOfAPodWithoutCgroup(t *testing.T) {
+	ours(t)
+	t.Cleanup(removeDefaultCgroup)
+	p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.CgroupParent = ""
+		c.Linux.SecurityContext.NamespaceOptions.Pid = modePod
+	})
+	shared := security(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.NamespaceOptions.Pid = modePod })
+	stats := func() *runtimeapi.LinuxPodSandboxStats {
+		t.Helper()
+		r, err := n.Runtimes.PodSandboxStats(p.ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: p.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Stats.GetLinux()
+	}
+	equal(t, "processes of an empty pod", stats().GetProcess().GetProcessCount().GetValue(), 1)
+	for range 2 {
+		p.start(hungry(20), shared).hasLogged("full")
+	}
+	var s *runtimeapi.LinuxPodSandboxStats
+	eventually(t, 10*time.Second, "a rate of all", func() (bool, string) {
+		s = stats()
+		return s.GetCpu().GetUsageNanoCores() != nil, s.String()
+	})
+	equal(t, "processes", s.GetProcess().GetProcessCount().GetValue(), 5) // init, and twice awk with its sleep
+	var cpu, memory uint64
+	for _, c := range s.GetContainers() {
+		cpu += c.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+		memory += c.GetMemory().GetWorkingSetBytes().GetValue()
+	}
+	if got := s.GetCpu().GetUsageCoreNanoSeconds().GetValue(); got < cpu || got > cpu+uint64(time.Second) || cpu == 0 {
+		t.Errorf("cpu %d, of the containers %d", got, cpu)
+	}
+	if got := s.GetMemory().GetWorkingSetBytes().GetValue(); got < memory || got > memory+10<<20 || memory < 40<<20 {
+		t.Errorf("memory %d, of the containers %d", got, memory)
+	}
+	if s.GetMemory().GetAvailableBytes() != nil || s.GetCpu().GetTimestamp() == 0 || s.GetMemory().GetTimestamp() == 0 {
+		t.Errorf("cpu %v, memory %v", s.GetCpu(), s.GetMemory())
+	}
+}
+
+// removeDefaultCgroup removes where pods are that were given no cgroup, unless another runtime of this machine has some.
+func removeDefaultCgroup() {
+	for _, pattern := range []string{"/sys/fs/cgroup/criserver", "/sys/fs/cgroup/*/criserver"} {
+		dirs, _ := filepath.Glob(pattern)
+		for _, dir := range dirs {
+			_ = os.Remove(dir)
+		}
+	}
+}
+
 // What a pod may have that does not change what it is.
 // rows: S-20, S-21, K-25, D-200, D-206
 func TestPodsWithMore(t *testing.T) {
