@@ -11,11 +11,14 @@ import (
 )
 
 // withHandler runs a pod of a runtime handler. The node has two: one that allows annotations and sets ulimits, one like the default.
-func withHandler(t *testing.T, handler string, annotations map[string]string) (*pod, error) {
+func withHandler(t *testing.T, handler string, annotations map[string]string, tweaks ...func(*runtimeapi.PodSandboxConfig)) (*pod, error) {
 	t.Helper()
 	leavesNothing(t)
 	p := &pod{t: t, node: n, ctx: context.Background(), config: podConfig("handler", t.TempDir())}
 	p.config.Annotations = annotations
+	for _, tweak := range tweaks {
+		tweak(p.config)
+	}
 	r, err := n.Runtimes.RunPodSandbox(p.ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
 	if err != nil {
 		return nil, err
