@@ -571,9 +571,24 @@ func TestImages(t *testing.T) {
 	if err != nil || pulled.ImageRef != imageID {
 		t.Errorf("pull: %v, %v", pulled, err)
 	}
-	fs, err := e.image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
-	if err != nil || fs.ImageFilesystems[0].FsId.Mountpoint != "/var/lib/layers" || fs.ContainerFilesystems[0].UsedBytes.Value != 3 {
-		t.Errorf("filesystems: %v, %v", fs, err)
+}
+
+// Filesystems are told apart by their mountpoints, and one is told as one.
+// rows: IM-26
+func TestImageFsInfo(t *testing.T) {
+	e := newEdge(t)
+	usage := func(path string, at int64, bytes, inodes uint64) []*runtimeapi.FilesystemUsage {
+		return []*runtimeapi.FilesystemUsage{{Timestamp: at, FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: path},
+			UsedBytes: &runtimeapi.UInt64Value{Value: bytes}, InodesUsed: &runtimeapi.UInt64Value{Value: inodes}}}
+	}
+	for device, want := range map[uint64]*runtimeapi.ImageFsInfoResponse{
+		1: {ImageFilesystems: usage("/var/lib/layers", 1e9, 4, 6), ContainerFilesystems: usage("/var/lib/layers", 1e9, 4, 6)},
+		2: {ImageFilesystems: usage("/var/lib/layers", 1e9, 1, 2), ContainerFilesystems: usage("/var/lib/upper", 2e9, 3, 4)},
+	} {
+		e.sandboxes.device = device
+		if got, err := e.image.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{}); err != nil || !proto.Equal(got, want) {
+			t.Errorf("writable layers on device %d: %v (%v), want %v", device, got, err, want)
+		}
 	}
 }
 

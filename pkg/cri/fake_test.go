@@ -34,6 +34,7 @@ type fakeSandboxes struct {
 	readings   []sandbox.PodReading
 	err        error
 	panics     bool
+	device     uint64 // of the writable layers; that of images is 1
 
 	mu     sync.Mutex
 	called []string
@@ -150,7 +151,7 @@ func (f *fakeSandboxes) PodsStats(_ context.Context, keep func(sandbox.Pod) bool
 }
 func (f *fakeSandboxes) Readings(context.Context) []sandbox.PodReading { return f.readings }
 func (f *fakeSandboxes) FSUsage(context.Context) (imagesvc.Usage, error) {
-	return imagesvc.Usage{Path: "/var/lib/upper", Bytes: 3, Inodes: 4, At: time.Unix(2, 0)}, f.err
+	return imagesvc.Usage{Path: "/var/lib/upper", Device: f.device, Bytes: 3, Inodes: 4, At: time.Unix(2, 0)}, f.err
 }
 func (f *fakeSandboxes) Subscribe(context.Context) <-chan sandbox.Event { return f.events }
 
@@ -182,7 +183,7 @@ func (f *fakeImages) Remove(context.Context, string) error {
 	return f.err
 }
 func (f *fakeImages) FSUsage(context.Context) (imagesvc.Usage, error) {
-	return imagesvc.Usage{Path: "/var/lib/layers", Bytes: 1, Inodes: 2, At: time.Unix(1, 0)}, f.err
+	return imagesvc.Usage{Path: "/var/lib/layers", Device: 1, Bytes: 1, Inodes: 2, At: time.Unix(1, 0)}, f.err
 }
 
 type fakeNetwork struct{ err error }

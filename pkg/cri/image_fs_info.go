@@ -17,6 +17,11 @@ func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoReque
 	if err != nil {
 		return nil, err
 	}
+	if images.Device == containers.Device {
+		// The kubelet takes two mountpoints for two filesystems: one filesystem is told as one, in both lists.
+		images.Bytes, images.Inodes = images.Bytes+containers.Bytes, images.Inodes+containers.Inodes
+		containers = images
+	}
 	return &runtimeapi.ImageFsInfoResponse{
 		ImageFilesystems:     []*runtimeapi.FilesystemUsage{filesystem(images)},
 		ContainerFilesystems: []*runtimeapi.FilesystemUsage{filesystem(containers)},

@@ -83,6 +83,7 @@ type Auth struct{ Username, Password, Auth, IdentityToken, RegistryToken, Server
 // Usage is what something takes on disk.
 type Usage struct {
 	Path          string // a directory on the filesystem meant
+	Device        uint64 // tells that filesystem from others, see stat(2)
 	Bytes, Inodes uint64
 	At            time.Time
 }

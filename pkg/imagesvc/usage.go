@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sys/unix"
 )
 
 // usageCache holds the last sum until something changes.
@@ -39,13 +40,23 @@ func (s *Service) FSUsage(ctx context.Context) (Usage, error) {
 		}
 		s.usage.sum, s.usage.valid = sum, true
 	}
-	u := s.usage.sum
-	u.At = time.Now()
-	return u, nil
+	u, err := UsageOn(filepath.Join(s.store.root, "snapshots"))
+	u.Bytes, u.Inodes = s.usage.sum.Bytes, s.usage.sum.Inodes
+	return u, err
 }
 
+// UsageOn is nothing, now, on the filesystem of a directory.
+func UsageOn(dir string) (Usage, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return Usage{}, fmt.Errorf("filesystem of %s: %w", dir, err)
+	}
+	return Usage{Path: dir, Device: st.Dev, At: time.Now()}, nil
+}
+
+// usage has the sums alone.
 func (st *store) usage(ctx context.Context) (Usage, error) {
-	u := Usage{Path: filepath.Join(st.root, "snapshots")}
+	var u Usage
 	var layers []string
 	err := st.snaps.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if info.Kind == snapshots.KindCommitted {

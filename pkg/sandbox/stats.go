@@ -329,7 +329,10 @@ func (d *diskUsage) forget(id string) {
 
 // FSUsage is what the writable layers of all containers occupy.
 func (m *Manager) FSUsage(ctx context.Context) (imagesvc.Usage, error) {
-	u := imagesvc.Usage{Path: m.containersDir(), At: time.Now()}
+	u, err := imagesvc.UsageOn(m.containersDir())
+	if err != nil {
+		return u, err
+	}
 	for _, c := range m.allContainers() {
 		layer := m.disk.of(c.id)
 		u.Bytes += layer.GetUsedBytes().GetValue()

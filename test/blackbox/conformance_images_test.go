@@ -5,18 +5,23 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/test/images/oci"
+	"github.com/criserver/criserver/test/node"
 )
 
 // images lists by a reference; "" is all.
@@ -212,25 +217,67 @@ func TestImageOfAContainerGoes(t *testing.T) {
 	c.remove()
 }
 
-// Where images are and where containers write: both lists, on paths of the node.
+// Where images are and where containers write: both lists, which are the same on one filesystem, on paths of the node.
 // rows: I-06, IM-25, IM-26, GAP-23, P-121, P-122
 func TestFilesystems(t *testing.T) {
 	ours(t)
-	r, err := n.Images.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})
+	images, containers := filesystems(t, n)
+	if images.UsedBytes.Value == 0 || images.InodesUsed.Value == 0 || images.Timestamp == 0 {
+		t.Errorf("images occupy nothing: %v", images)
+	}
+	if !proto.Equal(images, containers) {
+		t.Errorf("one filesystem is told as two: %v and %v", images, containers)
+	}
+	equal(t, "device", device(t, images.FsId.Mountpoint), device(t, n.Root()))
+}
+
+// filesystems are those of images and of writable layers.
+func filesystems(t *testing.T, on *node.Node) (images, containers *runtimeapi.FilesystemUsage) {
+	t.Helper()
+	r, err := on.Images.ImageFsInfo(context.Background(), &runtimeapi.ImageFsInfoRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(r.ImageFilesystems) != 1 || len(r.ContainerFilesystems) != 1 {
 		t.Fatalf("filesystems %v", r)
 	}
-	for name, fs := range map[string]*runtimeapi.FilesystemUsage{"images": r.ImageFilesystems[0], "containers": r.ContainerFilesystems[0]} {
-		if fs.Timestamp == 0 || fs.GetUsedBytes() == nil || fs.GetInodesUsed() == nil || device(t, fs.GetFsId().GetMountpoint()) == 0 {
-			t.Errorf("%s: %v", name, fs)
+	return r.ImageFilesystems[0], r.ContainerFilesystems[0]
+}
+
+// With a filesystem of their own the writable layers are told apart from the images, and are counted there alone.
+// rows: I-06, IM-26, GAP-23
+func TestSplitFilesystems(t *testing.T) {
+	ours(t)
+	x := extraNode(t, "split", node.Options{})
+	if err := x.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	layers := filepath.Join(x.Root(), "containers")
+	if err := unix.Mount("layers", layers, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(layers, 0); err != nil {
+			t.Error(err)
 		}
+	})
+	if err := x.Boot(); err != nil {
+		t.Fatal(err)
 	}
-	if fs := r.ImageFilesystems[0]; fs.UsedBytes.Value == 0 || fs.InodesUsed.Value == 0 {
-		t.Errorf("images occupy nothing: %v", fs)
+	images, empty := filesystems(t, x)
+	p := podOn(t, x)
+	c := p.start(image(loopbackBusybox), sh("dd if=/dev/zero of=/file bs=1M count=5 2>/dev/null; echo written; sleep 1000"))
+	c.hasLogged("written")
+	equal(t, "device of images", device(t, images.FsId.Mountpoint), device(t, x.Root()))
+	equal(t, "device of writable layers", device(t, empty.FsId.Mountpoint), device(t, layers))
+	if device(t, layers) == device(t, x.Root()) {
+		t.Error("nothing is mounted there")
 	}
+	eventually(t, 20*time.Second, "what was written is counted", func() (bool, string) {
+		imagesNow, full := filesystems(t, x)
+		equal(t, "bytes of images", imagesNow.UsedBytes.Value, images.UsedBytes.Value)
+		return full.UsedBytes.Value >= empty.UsedBytes.Value+5<<20 && full.UsedBytes.Value < empty.UsedBytes.Value+6<<20, full.String()
+	})
 }
 
 // A manifest of the first schema is refused in words.
