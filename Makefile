@@ -56,7 +56,7 @@ $(PODINIT)/init.bin: $(wildcard $(PODINIT)/*.c) $(wildcard $(PODINIT)/podinit.go
 DEBS_BUILD := gcc libc6-dev
 DEBS_RUN   := iptables nftables iproute2 conntrack
 DEBS_DEMO  := $(DEBS_BUILD) $(DEBS_RUN) busybox-static
-DEBS_TEST  := $(DEBS_DEMO) make bzip2 dpkg-dev libseccomp-dev pkg-config util-linux procps
+DEBS_TEST  := $(DEBS_DEMO) make bzip2 dpkg-dev libseccomp-dev pkg-config util-linux procps apparmor
 
 deps-build deps-demo deps-test: deps-%:
 	@hack/deps.sh $(DEBS_$(shell echo $* | tr a-z A-Z))

@@ -128,6 +128,11 @@ func (s *server) open(ctx context.Context, c *config.Config) error {
 	if err != nil {
 		return err
 	}
+	if host.AppArmor {
+		if defaults.AppArmorProfile, err = s.appArmorProfile(ctx, c.Defaults.AppArmorProfile); err != nil {
+			return err
+		}
+	}
 	if s.images, err = imagesvc.Open(ctx, s.imageOptions(c)); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/criserver/criserver/pkg/apparmor"
 	"github.com/criserver/criserver/pkg/config"
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/ulimit"
@@ -36,6 +38,26 @@ func containerDefaults(c *config.Config) (spec.Defaults, error) {
 		}
 	}
 	return d, nil
+}
+
+// appArmorProfile names the profile of containers that ask for RuntimeDefault or for none: the one that is configured,
+// which must be loaded, or ours. Where ours cannot be loaded there is none, for want of a program that not every node has.
+func (s *server) appArmorProfile(ctx context.Context, configured string) (string, error) {
+	if configured != "" {
+		loaded, err := apparmor.Loaded(configured)
+		if err == nil && !loaded {
+			err = fmt.Errorf("profile %q is not loaded: load it, with apparmor_parser, before criserver starts", configured)
+		}
+		if err != nil {
+			return "", fmt.Errorf("defaults.apparmor_profile: %w", err)
+		}
+		return configured, nil
+	}
+	if err := apparmor.LoadDefault(ctx); err != nil {
+		s.log.WithError(err).Warn("AppArmor confines no containers but those that name a profile; RuntimeDefault is refused")
+		return "", nil
+	}
+	return apparmor.Default, nil
 }
 
 // runtimeHandlers are what the configuration says about the pods of each handler.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/criserver/criserver/pkg/ulimit"
 )
@@ -131,6 +132,9 @@ func (c *Config) checkDefaults() *problem {
 		if p := absolute("defaults.seccomp_profile", f, 0); p != nil {
 			return p
 		}
+	}
+	if name := c.Defaults.AppArmorProfile; name == "unconfined" || strings.ContainsFunc(name, unicode.IsControl) {
+		return &problem{"defaults.apparmor_profile", fmt.Sprintf("%q is not the name of a profile", name)}
 	}
 	if c.Defaults.PidsLimit < 0 {
 		return &problem{"defaults.pids_limit", "must not be negative"}

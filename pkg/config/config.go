@@ -83,6 +83,7 @@ type Streaming struct {
 type Defaults struct {
 	CgroupManager     string   `toml:"cgroup_manager" comment:"cgroupfs, systemd, or auto: systemd where that is pid 1. The kubelet asks for it and uses the same."`
 	SeccompProfile    string   `toml:"seccomp_profile" comment:"JSON file, in the form of OCI's linux.seccomp, to be used as RuntimeDefault; empty: the built-in profile."`
+	AppArmorProfile   string   `toml:"apparmor_profile" comment:"Name of a loaded AppArmor profile to be used as RuntimeDefault, and for containers that name none; empty: the built-in profile, criserver-default. It has no effect without AppArmor."`
 	PidsLimit         int64    `toml:"pids_limit" comment:"Most processes and threads of a container; 0: no limit but the pod's."`
 	Ulimits           []string `toml:"ulimits" comment:"Resource limits, such as \"nofile=1024:4096\" (soft:hard; -1 is unlimited)."`
 	UnprivilegedPorts bool     `toml:"unprivileged_ports" comment:"Pods with a network of their own may use ports below 1024, and ping, without capabilities."`

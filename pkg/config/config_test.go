@@ -141,6 +141,8 @@ func TestErrors(t *testing.T) {
 		{"[streaming]\nidle_timeout = '0s'", `:2: streaming.idle_timeout: `},
 		{"[defaults]\ncgroup_manager = 'runc'", `:2: defaults.cgroup_manager: must be auto or cgroupfs or systemd`},
 		{"[defaults]\nseccomp_profile = 'x.json'", `:2: defaults.seccomp_profile: `},
+		{"[defaults]\napparmor_profile = 'unconfined'", `:2: defaults.apparmor_profile: "unconfined" is not`},
+		{"[defaults]\napparmor_profile = \"a\\nb\"", `:2: defaults.apparmor_profile: "a\nb" is not`},
 		{"[defaults]\npids_limit = -1", `:2: defaults.pids_limit: `},
 		{"[defaults]\nulimits = ['files=1']", `:2: defaults.ulimits: "files=1" is not`},
 		{"[defaults]\nulimits = ['core=2:1']", `soft limit is above`},

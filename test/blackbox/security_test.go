@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -251,4 +252,39 @@ func TestUserNamespace(t *testing.T) {
 		owner = fmt.Sprintf("%d", ownerOf(fi))
 	}
 	equal(t, "owner of a file made in a volume, on the node", owner, "300000")
+}
+
+// With AppArmor a container is confined without any configuration, whether it asks for that or says nothing, and may still
+// do what containers do. Without AppArmor what asks for confinement is refused.
+func TestDefaultAppArmorProfile(t *testing.T) {
+	ours(t)
+	p := newPod(t)
+	profile := func(kind runtimeapi.SecurityProfile_ProfileType) containerTweak {
+		return security(func(s *securityContext) {
+			s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: kind}
+			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+		})
+	}
+	if enabled, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); !strings.HasPrefix(string(enabled), "Y") {
+		_, err := p.tryCreate(asleep(), profile(runtimeapi.SecurityProfile_RuntimeDefault))
+		refused(t, err, codes.InvalidArgument, "AppArmor")
+		p.start(asleep(), profile(runtimeapi.SecurityProfile_Unconfined)).sh("true")
+		return
+	}
+	const (
+		current = "cat /proc/self/attr/current"
+		mount   = "mount -t tmpfs none /tmp 2>/dev/null && echo mounted; true"
+	)
+	equal(t, "profile of one that says nothing", p.start(asleep()).sh(current), "criserver-default (enforce)")
+	free := p.start(asleep(), profile(runtimeapi.SecurityProfile_Unconfined))
+	equal(t, "profile of an unconfined one", free.sh(current), "unconfined")
+	equal(t, "mount of an unconfined one", free.sh(mount), "mounted")
+	c := p.start(asleep(), profile(runtimeapi.SecurityProfile_RuntimeDefault))
+	equal(t, "profile", c.sh(current), "criserver-default (enforce)")
+	equal(t, "mount", c.sh(mount), "")
+	equal(t, "files of the kernel that can be written", c.sh("for f in /proc/sys/kernel/domainname /proc/sysrq-trigger /sys/kernel/mm/ksm/run; do "+
+		"(: >> $f) 2>/dev/null && echo $f; done; true"), "")
+	equal(t, "what remains", c.sh("sleep 100 & kill $! && readlink /proc/1/exe > /dev/null && echo 500 > /proc/self/oom_score_adj && echo x > /tmp/x && cat /tmp/x"), "x")
+	c.stop(10)
+	equal(t, "exit code", c.status().ExitCode, 0) // the node's signal has reached it
 }

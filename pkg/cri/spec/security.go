@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"bytes"
 	"encoding/json"
 	"path"
 	"slices"
@@ -10,6 +9,8 @@ import (
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/pkg/apparmor"
 )
 
 const (
@@ -19,8 +20,6 @@ const (
 
 	// maxProfile limits a seccomp profile, in bytes. The longest of the field have some 20 kB.
 	maxProfile = 1 << 20
-	// appArmorProfiles lists the profiles that the kernel has, one "name (mode)" a line.
-	appArmorProfiles = "/sys/kernel/security/apparmor/profiles"
 )
 
 // security fills in seccomp, AppArmor, SELinux and the paths to hide. Privileged containers have none of it.
@@ -200,7 +199,7 @@ func (b *builder) appArmor() (string, error) {
 		return b.localAppArmor(strings.TrimPrefix(p.ref, "localhost/"))
 	}
 	if p.given && b.Defaults.AppArmorProfile == "" {
-		return "", invalid(fieldAppArmor, "no default profile is configured on this host")
+		return "", invalid(fieldAppArmor, "this host has no default profile: the log of criserver says why")
 	}
 	return b.Defaults.AppArmorProfile, nil
 }
@@ -208,16 +207,14 @@ func (b *builder) appArmor() (string, error) {
 // localAppArmor makes sure that the profile is loaded.
 func (b *builder) localAppArmor(name string) (string, error) {
 	const field = fieldAppArmor + ".localhost_ref"
-	loaded, err := b.Host.Lookup.ReadFile(appArmorProfiles, 16<<20)
+	list, err := b.Host.Lookup.ReadFile(apparmor.Profiles, 16<<20)
 	if err != nil {
 		return "", invalid(field, "list the loaded profiles: %s", reason(err))
 	}
-	for line := range bytes.Lines(loaded) {
-		if i := bytes.LastIndex(line, []byte(" (")); i > 0 && string(line[:i]) == name {
-			return name, nil
-		}
+	if !apparmor.Listed(list, name) {
+		return "", invalid(field, "profile %s is not loaded", show(name))
 	}
-	return "", invalid(field, "profile %s is not loaded", show(name))
+	return name, nil
 }
 
 // selinux makes the labels of the process and its files from the container's options, else the pod's. What these leave

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/pkg/apparmor"
 	"github.com/criserver/criserver/pkg/rootfs"
 )
 
@@ -98,7 +99,7 @@ func kubelet() Input {
 			"/seccomp/op.json":         `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":1,"op":"=="}]}]}`,
 			"/seccomp/noname.json":     `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_ERRNO"}]}`,
 			"/seccomp/trailing.json":   `{"defaultAction":"SCMP_ACT_ALLOW"} {}`,
-			appArmorProfiles:           "unconfined-ish (unconfined)\nmy profile (enforce)\ndocker-default (enforce)\n",
+			apparmor.Profiles:          "unconfined-ish (unconfined)\nmy profile (enforce)\ndocker-default (enforce)\n",
 		},
 	}
 	return Input{
@@ -344,7 +345,7 @@ func TestBuildRefuses(t *testing.T) {
 	device := func(d *runtimeapi.Device) func(*Input) {
 		return func(in *Input) { in.Container.Devices = []*runtimeapi.Device{d} }
 	}
-	apparmor := func(kind runtimeapi.SecurityProfile_ProfileType, ref string, host bool) func(*Input) {
+	appArmor := func(kind runtimeapi.SecurityProfile_ProfileType, ref string, host bool) func(*Input) {
 		return func(in *Input) {
 			in.Host.AppArmor = host
 			in.context().Apparmor = &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
@@ -402,11 +403,11 @@ func TestBuildRefuses(t *testing.T) {
 		"seccomp on a host without":    {func(in *Input) { seccomp("/seccomp/ok.json")(in); in.Host.Seccomp = false }, "has no seccomp"},
 		"deprecated seccomp":           {func(in *Input) { in.context().SeccompProfilePath = "localhost//seccomp/none.json" }, "seccomp.localhost_ref"},
 		"unknown deprecated seccomp":   {func(in *Input) { in.context().SeccompProfilePath = "default" }, "unknown profile"},
-		"apparmor on a host without":   {apparmor(runtimeapi.SecurityProfile_RuntimeDefault, "", false), "has no AppArmor"},
-		"apparmor not loaded":          {apparmor(runtimeapi.SecurityProfile_Localhost, "localhost/none", true), "is not loaded"},
-		"apparmor prefix of a profile": {apparmor(runtimeapi.SecurityProfile_Localhost, "my", true), "is not loaded"},
-		"apparmor without default":     {apparmor(runtimeapi.SecurityProfile_RuntimeDefault, "", true), "no default profile"},
-		"apparmor ref without use":     {apparmor(runtimeapi.SecurityProfile_Unconfined, "x", true), "only for Localhost"},
+		"apparmor on a host without":   {appArmor(runtimeapi.SecurityProfile_RuntimeDefault, "", false), "has no AppArmor"},
+		"apparmor not loaded":          {appArmor(runtimeapi.SecurityProfile_Localhost, "localhost/none", true), "is not loaded"},
+		"apparmor prefix of a profile": {appArmor(runtimeapi.SecurityProfile_Localhost, "my", true), "is not loaded"},
+		"apparmor without default":     {appArmor(runtimeapi.SecurityProfile_RuntimeDefault, "", true), "no default profile"},
+		"apparmor ref without use":     {appArmor(runtimeapi.SecurityProfile_Unconfined, "x", true), "only for Localhost"},
 		"deprecated apparmor":          {func(in *Input) { in.context().ApparmorProfile = "localhost/x" }, "has no AppArmor"},
 		"hugepages without controller": {resources(&runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}}), "hugepage_limits[0]: this host has no hugetlb"},
 		"no such controller":           {func(in *Input) { delete(in.Host.Controllers, "memory") }, "memory_limit_in_bytes: this host has no memory"},
