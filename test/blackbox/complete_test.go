@@ -29,6 +29,7 @@ var mayBeEmpty = map[string]string{
 	`\.options\.target_id$`:                           "a pod has no target: see TestPodsThatCannotBe",
 	`(?i)\.[ug]id(s|mappings)\[\]\.container_id$`:     "users are mapped from root on",
 	`\.hugepage_limits\[\]\.limit$`:                   "a limit beside 0 needs the hugetlb controller",
+	`\.metrics\[\]\.timestamp$`:                       "0 says that a metric was read for this answer",
 	`^(ListImages|ImageStatus)\..*spec\.image_ref$`:   "it is the digest of a volume",
 	`^(ListImages|ImageStatus)\..*spec\.user_spec`:    "no user speaks in these calls",
 	`^(ListImages|ImageStatus)\..*spec\.runtime_hand`: "one image serves all handlers",
@@ -100,6 +101,7 @@ func TestEveryFieldOfEveryAnswer(t *testing.T) {
 		a.pod(p)
 	}
 	a.stats(rich, c)
+	a.metrics(t)
 	poor.remove()
 	for e := range events {
 		a.add("ContainerEvent", e)
@@ -315,4 +317,10 @@ func (a answers) stats(p *pod, c *container) {
 	a.add("ListPodSandboxStats", got[*runtimeapi.ListPodSandboxStatsResponse](t)(n.Runtimes.ListPodSandboxStats(p.ctx, &runtimeapi.ListPodSandboxStatsRequest{})))
 	a.add("ContainerStats", got[*runtimeapi.ContainerStatsResponse](t)(n.Runtimes.ContainerStats(p.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c.id})))
 	a.add("ListContainerStats", got[*runtimeapi.ListContainerStatsResponse](t)(n.Runtimes.ListContainerStats(p.ctx, &runtimeapi.ListContainerStatsRequest{})))
+}
+
+func (a answers) metrics(t *testing.T) {
+	t.Helper()
+	a.add("ListMetricDescriptors", got[*runtimeapi.ListMetricDescriptorsResponse](t)(n.Runtimes.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})))
+	a.add("ListPodSandboxMetrics", got[*runtimeapi.ListPodSandboxMetricsResponse](t)(n.Runtimes.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})))
 }
