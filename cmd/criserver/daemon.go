@@ -28,6 +28,7 @@ import (
 	"github.com/criserver/criserver/pkg/nri"
 	"github.com/criserver/criserver/pkg/sandbox"
 	"github.com/criserver/criserver/pkg/stats"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // shutdownLimit is how long RPCs under way may take to end. The work behind those that create something goes on in the successor.
@@ -35,14 +36,15 @@ const shutdownLimit = 5 * time.Second
 
 // server is the daemon put together.
 type server struct {
-	load   func() (*config.Config, error)
-	config atomic.Pointer[config.Config] // in force
-	log    *logrus.Entry
-	images *imagesvc.Service
-	edge   *cri.Server
-	grpc   *grpc.Server
-	socket net.Listener
-	opened []closer // in the order of opening
+	load      func() (*config.Config, error)
+	config    atomic.Pointer[config.Config] // in force
+	log       *logrus.Entry
+	images    *imagesvc.Service
+	telemetry *telemetry.Telemetry
+	edge      *cri.Server
+	grpc      *grpc.Server
+	socket    net.Listener
+	opened    []closer // in the order of opening
 }
 
 type closer struct {
@@ -124,6 +126,9 @@ func (s *server) open(ctx context.Context, c *config.Config) error {
 		return err
 	}
 	s.onClose("listen", s.closeSocket)
+	if s.telemetry, err = s.openTelemetry(ctx, c); err != nil {
+		return err
+	}
 	host, err := spec.DetectHost()
 	if err != nil {
 		return err
@@ -187,6 +192,7 @@ func (s *server) openSandboxes(ctx context.Context, c *config.Config, o sandbox.
 		return nil, err
 	}
 	s.onClose("sandboxes", sandboxes.Close)
+	telemetry.Registry.MustRegister(sandboxes)
 	if plugins == nil {
 		return sandboxes, nil
 	}
@@ -214,7 +220,7 @@ func (s *server) openEdge(c *config.Config, o cri.Options) error {
 	if err != nil {
 		return err
 	}
-	s.grpc = grpc.NewServer(cri.ServerOptions(o.Log)...)
+	s.grpc = grpc.NewServer(cri.ServerOptions(o.Log, s.telemetry)...)
 	edge.Register(s.grpc)
 	s.onClose("cri", func() error {
 		err := edge.Close() // first, for it ends the streams that would keep the server from stopping

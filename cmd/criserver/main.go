@@ -3,7 +3,8 @@
 //
 // This package is wiring and nothing else: flags and subcommands (main.go), the
 // order in which the parts are opened and closed (daemon.go), the lock and the
-// socket (listen.go), and what SIGHUP changes (reload.go).
+// sockets (listen.go), what the daemon tells of its work (telemetry.go), and what
+// SIGHUP changes (reload.go).
 //
 // The daemon may be killed at any time: it is the parent of nothing that must live,
 // and its successor carries on. SIGTERM and SIGINT end it in good order; the pods
@@ -74,7 +75,7 @@ func command() *cobra.Command {
 	p.StringVar(&f.state, "state", "", "volatile `directory`, instead of the configured one")
 	p.StringVar(&f.listen, "listen", "", "`path` of the socket, instead of the configured one")
 	p.StringVar(&f.logLevel, "log-level", "", "error, warn, info or debug, instead of the configured `level`")
-	root.AddCommand(&cobra.Command{
+	root.AddCommand(traceCommand(&f), &cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration in force, with a description of each key",
 		Args:  cobra.NoArgs,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/pkg/cni/builtin"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 const (
@@ -59,7 +61,9 @@ func (r *runner) find(plugin string, dirs []string) (string, error) {
 
 // ExecPlugin calls a plugin: its parameters are in environ, its configuration is stdin. It returns what the plugin prints.
 // Errors of plugins are *types.Error.
-func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (_ []byte, err error) {
+	ctx, done := telemetry.Stage(ctx, filepath.Base(path))
+	defer func() { done(err) }()
 	ctx, cancel := context.WithTimeout(ctx, pluginTimeout)
 	defer cancel()
 	req := request(environ, stdin)

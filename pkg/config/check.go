@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -34,7 +35,7 @@ func (p *problem) Error() string { return p.key + ": " + p.text }
 
 // Check says what is wrong with the values, the first one found.
 func (c *Config) Check() error {
-	for _, check := range []func() *problem{c.checkTop, c.checkImage, c.checkCNI, c.checkNRI, c.checkStreaming, c.checkDefaults, c.checkHandlers} {
+	for _, check := range []func() *problem{c.checkTop, c.checkImage, c.checkCNI, c.checkNRI, c.checkStreaming, c.checkTelemetry, c.checkDefaults, c.checkHandlers} {
 		if p := check(); p != nil {
 			return p
 		}
@@ -112,14 +113,29 @@ func (c *Config) checkNRI() *problem {
 }
 
 func (c *Config) checkStreaming() *problem {
-	host, port, err := net.SplitHostPort(c.Streaming.Address)
-	_, hostErr := netip.ParseAddr(host)
-	_, portErr := strconv.ParseUint(port, 10, 16)
-	if err != nil || hostErr != nil || portErr != nil {
-		return &problem{"streaming.address", fmt.Sprintf("%q is not an IP address and a port such as \"127.0.0.1:0\" or \"[::1]:10010\"", c.Streaming.Address)}
+	if p := address("streaming.address", c.Streaming.Address); p != nil {
+		return p
 	}
 	if c.Streaming.IdleTimeout <= 0 {
 		return &problem{"streaming.idle_timeout", "must be more than zero"}
+	}
+	return nil
+}
+
+func (c *Config) checkTelemetry() *problem {
+	t := c.Telemetry
+	if t.Metrics != "" {
+		if p := address("telemetry.metrics", t.Metrics); p != nil {
+			return p
+		}
+	}
+	if t.Endpoint != "" {
+		if u, err := url.Parse(t.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return &problem{"telemetry.endpoint", "is not a URL such as \"http://127.0.0.1:4317\""} // which may have a secret in it
+		}
+	}
+	if !(t.Ratio >= 0 && t.Ratio <= 1) {
+		return &problem{"telemetry.ratio", fmt.Sprintf("must be 0 to 1, is %v", t.Ratio)}
 	}
 	return nil
 }
@@ -161,6 +177,17 @@ func (c *Config) checkHandlers() *problem {
 				return p
 			}
 		}
+	}
+	return nil
+}
+
+// address checks an IP address with a port.
+func address(key, a string) *problem {
+	host, port, err := net.SplitHostPort(a)
+	_, hostErr := netip.ParseAddr(host)
+	_, portErr := strconv.ParseUint(port, 10, 16)
+	if err != nil || hostErr != nil || portErr != nil {
+		return &problem{key, fmt.Sprintf("%q is not an IP address and a port such as \"127.0.0.1:0\" or \"[::1]:10010\"", a)}
 	}
 	return nil
 }

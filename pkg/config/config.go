@@ -42,6 +42,7 @@ type Config struct {
 	NRI       NRI                `toml:"nri"`
 	CDI       CDI                `toml:"cdi"`
 	Streaming Streaming          `toml:"streaming"`
+	Telemetry Telemetry          `toml:"telemetry"`
 	Defaults  Defaults           `toml:"defaults" comment:"What containers get for which CRI has no field or whose field is not set."`
 	Handler   map[string]Handler `toml:"handler" comment:"Runtime handlers, the \"handler\" of a RuntimeClass, beside the default one: a table [handler.NAME] each, with ulimits, writable_cgroups and annotations."`
 }
@@ -77,6 +78,13 @@ type CDI struct {
 type Streaming struct {
 	Address     string   `toml:"address" comment:"IP address and port; port 0 is any free one. The kubelet connects to it."`
 	IdleTimeout Duration `toml:"idle_timeout" comment:"A session without traffic for this long is closed."`
+}
+
+// Telemetry is about what the daemon tells of its work.
+type Telemetry struct {
+	Metrics  string  `toml:"metrics" comment:"IP address and port on which Prometheus finds /metrics; empty: only on the socket debug.sock in the state directory."`
+	Endpoint string  `toml:"endpoint" comment:"URL of a collector that takes OpenTelemetry's traces by OTLP over gRPC, such as \"http://127.0.0.1:4317\"; empty: none."`
+	Ratio    float64 `toml:"ratio" comment:"Share of the RPCs whose traces are sent, 0 to 1. Where the kubelet traces, it decides."`
 }
 
 // Defaults are settings of containers for which CRI has no field, or whose field is not set.
@@ -118,6 +126,7 @@ func Default() *Config {
 		NRI:       NRI{Socket: "/var/run/nri/nri.sock", PluginDir: "/opt/nri/plugins", ConfDir: "/etc/nri/conf.d"},
 		CDI:       CDI{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour)},
+		Telemetry: Telemetry{Ratio: 1},
 		Defaults:  Defaults{CgroupManager: "auto", Ulimits: []string{}, UnprivilegedPorts: true},
 		Handler:   map[string]Handler{},
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -25,6 +26,7 @@ import (
 	"github.com/criserver/criserver/pkg/imagesvc"
 	"github.com/criserver/criserver/pkg/rootfs"
 	"github.com/criserver/criserver/pkg/sandbox"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // fakeSandboxes holds pods and containers that never change, and fails each call with err.
@@ -218,7 +220,11 @@ func newEdge(t testing.TB) *edge {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(ServerOptions(logrus.NewEntry(log))...)
+	spans, err := telemetry.New(t.Context(), telemetry.Options{Log: logrus.NewEntry(log)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(ServerOptions(logrus.NewEntry(log), spans)...)
 	e.Register(g)
 	socket := filepath.Join(t.TempDir(), "cri.sock")
 	listener, err := net.Listen("unix", socket)
@@ -239,7 +245,7 @@ func newEdge(t testing.TB) *edge {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if err := e.Server.Close(); err != nil {
+		if err := errors.Join(e.Server.Close(), spans.Close()); err != nil {
 			t.Error(err)
 		}
 	})

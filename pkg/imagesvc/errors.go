@@ -78,7 +78,11 @@ var kinds = []error{
 	errdefs.ErrNotImplemented, errdefs.ErrFailedPrecondition, errdefs.ErrDataLoss, errdefs.ErrNotFound, errdefs.ErrUnavailable,
 }
 
+// kindOf returns that of them, or ErrUnknown, that an error is; nil for nil.
 func kindOf(err error) error {
+	if err == nil {
+		return nil
+	}
 	var status remoteerrors.ErrUnexpectedStatus
 	switch {
 	case isNetwork(err):

@@ -17,6 +17,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // layer is one layer of a pull. Its snapshot is named by its chain ID: digest of it and all below.
@@ -125,7 +127,9 @@ func (s *Service) transfer(ctx context.Context, reg *registry, l layer, below <-
 	resumed := false
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
+		ctx, done := telemetry.Stage(ctx, "fetch a layer")
 		resumed, err = reg.fetch(ctx, l.desc, sp)
+		done(kindOf(err))
 		sp.finish(err)
 		fetched()
 		return err
@@ -146,6 +150,8 @@ func (s *Service) unpack(ctx context.Context, sp *spool, l layer, below <-chan s
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	ctx, done := telemetry.Stage(ctx, "unpack a layer")
+	defer func() { done(kindOf(err)) }()
 	err = s.intoSnapshot(ctx, sp, l, s.applyUnmounted)
 	if errors.Is(err, errLinkBelow) {
 		err = s.intoSnapshot(ctx, sp, l, s.applyMounted)

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // flights are the pulls under way.
@@ -55,7 +57,7 @@ func (s *Service) Pull(ctx context.Context, ref string, a Auth) (Image, error) {
 		return Image{}, fmt.Errorf("pull %s: %w", named, err)
 	}
 	key := flightKey{named.String(), a}
-	f, err := s.join(key, func(ctx context.Context) (Image, error) { return s.pull(ctx, named, cred) })
+	f, err := s.join(key, func(fctx context.Context) (Image, error) { return s.pull(telemetry.Carry(fctx, ctx), named, cred) })
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", named, err)
 	}
@@ -96,6 +98,7 @@ func (s *Service) join(key flightKey, work func(context.Context) (Image, error))
 		if err != nil {
 			err = publish(key.ref, key.auth, err)
 		}
+		countPull(err)
 		s.land(key, f, img, err)
 		entry := s.log.WithField("image", key.ref).WithField("took", time.Since(start).Round(time.Millisecond))
 		if err != nil {
@@ -135,7 +138,7 @@ func (s *Service) pull(ctx context.Context, named reference.Named, cred credenti
 		return Image{}, err
 	}
 	defer reg.close()
-	target, err := reg.resolve(ctx)
+	target, err := inStage(ctx, "resolve", reg.resolve)
 	if err != nil {
 		return Image{}, err
 	}
@@ -173,14 +176,16 @@ func (s *Service) bring(ctx context.Context, reg *registry, named reference.Name
 		}
 		return reg.document(ctx, desc)
 	}}
-	f, err := p.pick(ctx, target, 0)
+	f, err := inStage(ctx, "manifest", func(ctx context.Context) (*found, error) { return p.pick(ctx, target, 0) })
 	if err != nil {
 		return Image{}, err
 	}
-	if err := s.fetchLayers(ctx, reg, f); err != nil {
+	_, err = inStage(ctx, "layers", func(ctx context.Context) (struct{}, error) { return struct{}{}, s.fetchLayers(ctx, reg, f) })
+	if err != nil {
 		return Image{}, err
 	}
-	if err := syncFilesystem(s.root); err != nil {
+	_, err = inStage(ctx, "sync", func(context.Context) (struct{}, error) { return struct{}{}, syncFilesystem(s.root) })
+	if err != nil {
 		return Image{}, err
 	}
 	refs := []string{reference.TrimNamed(named).String() + "@" + target.Digest.String()}

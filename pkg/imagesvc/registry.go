@@ -22,6 +22,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sirupsen/logrus"
+
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // registry is the way to the registry of one reference, with its mirrors, for the time of one pull.
@@ -102,9 +104,11 @@ func (r *registry) close() {
 	}
 }
 
-// quiet keeps the registry client from logging: what it logs are errors with addresses and answers in full, all of
-// which come back to us as errors too and are scrubbed then.
-func quiet(ctx context.Context) context.Context { return log.WithLogger(ctx, discard) }
+// quiet keeps the registry client from logging and from telling its requests to a collector of traces: what it would
+// tell are addresses and answers in full. Its errors come back to us and are scrubbed then.
+func quiet(ctx context.Context) context.Context {
+	return log.WithLogger(telemetry.Carry(ctx, context.Background()), discard)
+}
 
 var discard = func() *logrus.Entry {
 	l := logrus.New()

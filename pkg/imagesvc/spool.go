@@ -37,6 +37,7 @@ func newSpool(dir string) (*spool, error) {
 // Write appends. There is one writer.
 func (s *spool) Write(p []byte) (int, error) {
 	n, err := s.file.WriteAt(p, s.size)
+	pulledBytes.Add(float64(n))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.size += int64(n)

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/pkg/libct/wire"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // Files in a container's directory. originalName is there if the spec that the
@@ -73,7 +74,10 @@ func (s *Shim) Create(ctx context.Context, id string, o CreateOptions) (pid int,
 		}
 		return 0, err
 	}
-	if err := s.writeSpec(id, o.Spec); err != nil {
+	_, done := telemetry.Stage(ctx, "write spec")
+	err = s.writeSpec(id, o.Spec)
+	done(err)
+	if err != nil {
 		return 0, errors.Join(err, os.RemoveAll(s.dir(id)))
 	}
 	reply, files, err := s.call(ctx, &wire.Request{Method: wire.Create, ID: id, Create: &wire.CreateArgs{
@@ -82,6 +86,9 @@ func (s *Shim) Create(ctx context.Context, id string, o CreateOptions) (pid int,
 	}})
 	switch {
 	case err == nil:
+		for _, stage := range reply.Stages {
+			telemetry.Past(ctx, stage.Name, time.Unix(0, stage.From), time.Unix(0, stage.To))
+		}
 		s.keep(id, files)
 		return reply.Pid, nil
 	case refused(err):

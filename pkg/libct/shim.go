@@ -12,10 +12,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
 	"github.com/criserver/criserver/pkg/libct/pidfd"
 	"github.com/criserver/criserver/pkg/libct/wire"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // Shim is the handle on the node's shim. It is safe for concurrent use.
@@ -132,13 +134,24 @@ const (
 	longPause  = 5 * time.Second
 )
 
+var (
+	shimUp = telemetry.Metrics.NewGauge(prometheus.GaugeOpts{
+		Name: "criserver_shim_up", Help: "1 while the shim answers, else 0.",
+	})
+	shimReplaced = telemetry.Metrics.NewCounter(prometheus.CounterOpts{
+		Name: "criserver_shim_replaced_total", Help: "Shims that have died and were replaced.",
+	})
+)
+
 // lookAfter listens to the shim until ctx ends, and replaces it when it dies.
 func (s *Shim) lookAfter(ctx context.Context) {
 	for {
+		shimUp.Set(1)
 		err := s.listen(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		shimUp.Set(0)
 		s.log.WithError(err).Debug("the shim hung up")
 		ready := make(chan struct{})
 		s.mu.Lock()
@@ -149,7 +162,11 @@ func (s *Shim) lookAfter(ctx context.Context) {
 			return // ctx has ended
 		}
 		close(ready)
-		if replaced && s.o.OnReplace != nil {
+		if !replaced {
+			continue
+		}
+		shimReplaced.Inc()
+		if s.o.OnReplace != nil {
 			s.o.OnReplace()
 		}
 	}

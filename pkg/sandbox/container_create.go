@@ -17,6 +17,7 @@ import (
 	"github.com/criserver/criserver/pkg/libct"
 	"github.com/criserver/criserver/pkg/libct/wire"
 	"github.com/criserver/criserver/pkg/rootfs"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // CreateContainer creates a container in a ready pod and returns its ID. Like
@@ -44,10 +45,11 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtim
 	if err != nil {
 		return "", err
 	}
+	telemetry.About(ctx, c.subject())
 	if fresh {
-		m.background(func(ctx context.Context) {
+		m.background(func(bg context.Context) {
 			defer m.beginCreation()()
-			ctx, cancel := context.WithTimeout(ctx, createLimit)
+			ctx, cancel := context.WithTimeout(telemetry.Carry(bg, ctx), createLimit)
 			defer cancel()
 			m.createContainer(ctx, c, img, initPid)
 		})
@@ -159,10 +161,7 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 		volumes: map[string]string{},
 	}
 	defer b.close()
-	stages := []struct {
-		name string
-		do   func(context.Context) error
-	}{
+	stages := []stage{
 		{"record", func(context.Context) error { return m.setContainerState(c, ContainerCreating, nil) }},
 		{"log directory", b.makeLogDirectory},
 		{"root filesystem", b.mountRootfs},
@@ -175,11 +174,8 @@ func (m *Manager) buildContainer(ctx context.Context, c *container, img imagesvc
 		{"labels", b.relabel},
 		{"create", b.create},
 	}
-	for _, s := range stages {
-		c.atStage(s.name)
-		if err := errors.Join(ctx.Err(), s.do(ctx)); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := pass(ctx, c.atStage, stages); err != nil {
+		return err
 	}
 	if err := b.finish(); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/pkg/libct"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // StartContainer executes the command of a created container. If that cannot
@@ -19,6 +20,7 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	telemetry.About(ctx, c.subject())
 	return m.detached(ctx, createLimit, "start of container "+c.id, func(ctx context.Context) error {
 		if err := c.op.lock(ctx, "start container "+c.id); err != nil {
 			return err
@@ -32,10 +34,10 @@ func (m *Manager) startContainer(ctx context.Context, c *container) error {
 	if p := c.pod.snapshot(); p.State != PodReady {
 		return fmt.Errorf("start container %s: %w", c.id, notReady(p))
 	}
-	if err := m.tell(ctx, HookStart, c.pod, c); err != nil {
+	if err := (stage{"plugins", func(ctx context.Context) error { return m.tell(ctx, HookStart, c.pod, c) }}).run(ctx); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
-	if err := m.execute(ctx, c); err != nil {
+	if err := (stage{"execute", func(ctx context.Context) error { return m.execute(ctx, c) }}).run(ctx); err != nil {
 		return err
 	}
 	m.note(ctx, HookPostStart, c.pod, c)

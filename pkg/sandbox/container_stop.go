@@ -13,6 +13,7 @@ import (
 
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/sandbox/store"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // killLimit is how long a killed process may take to end before StopContainer says that it hangs.
@@ -32,6 +33,7 @@ func (m *Manager) StopContainer(ctx context.Context, id string, grace time.Durat
 	if err != nil {
 		return err
 	}
+	telemetry.About(ctx, c.subject())
 	return m.stopContainer(ctx, c, grace)
 }
 
@@ -129,6 +131,7 @@ func (m *Manager) RemoveContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	telemetry.About(ctx, c.subject())
 	return m.detached(ctx, stopLimit, "removal of container "+c.id, func(ctx context.Context) error {
 		return m.removeContainer(ctx, c)
 	})

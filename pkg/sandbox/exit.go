@@ -94,6 +94,7 @@ func (m *Manager) endLocked(c *container, x exit) error {
 		return err
 	}
 	close(c.gone)
+	endsTotal.WithLabelValues(x.reason).Inc()
 	m.containerEnded(c)
 	if c.cgroup != nil {
 		m.samples.Forget(*c.cgroup)

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/criserver/criserver/pkg/cni"
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/libct/wire"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // createLimit bounds a creation; the kubelet waits four minutes for a pod at the most.
@@ -42,10 +42,11 @@ func (m *Manager) RunPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, 
 	if err != nil {
 		return "", err
 	}
+	telemetry.About(ctx, p.subject())
 	if fresh {
-		m.background(func(ctx context.Context) {
+		m.background(func(bg context.Context) {
 			defer m.beginCreation()() // containers come next
-			ctx, cancel := context.WithTimeout(ctx, createLimit)
+			ctx, cancel := context.WithTimeout(telemetry.Carry(bg, ctx), createLimit)
 			defer cancel()
 			m.createPod(ctx, p)
 		})
@@ -110,33 +111,27 @@ func (m *Manager) buildPod(ctx context.Context, p *pod) error {
 	cfg := p.snapshot().Config
 	var result cni.Result
 	var initPid int
-	stages := []struct {
-		name string
-		do   func() error
-	}{
-		{"record", func() error { return m.setPodState(p, PodCreating, nil) }},
-		{"namespaces", func() error { return m.createNamespaces(ctx, p) }},
-		{"files", func() error { return m.createFiles(p) }},
-		{"network", func() (err error) { result, err = m.attachNetwork(ctx, p); return err }},
-		{"hosts file", func() error { return m.writeHosts(p, result.IPs) }},
-		{"init", func() (err error) {
+	stages := []stage{
+		{"record", func(context.Context) error { return m.setPodState(p, PodCreating, nil) }},
+		{"namespaces", func(ctx context.Context) error { return m.createNamespaces(ctx, p) }},
+		{"files", func(context.Context) error { return m.createFiles(p) }},
+		{"network", func(ctx context.Context) (err error) { result, err = m.attachNetwork(ctx, p); return err }},
+		{"hosts file", func(context.Context) error { return m.writeHosts(p, result.IPs) }},
+		{"init", func(ctx context.Context) (err error) {
 			if sharesPID(cfg) {
 				initPid, err = m.startInit(ctx, p.id, cfg)
 			}
 			return err
 		}},
-		{"plugins", func() error {
+		{"plugins", func(ctx context.Context) error {
 			p.mu.Lock() // they are told where it is; recorded with the state
 			p.rec.IPs, p.rec.CNI, p.rec.InitPid = result.IPs, result.Raw, initPid
 			p.mu.Unlock()
 			return m.runHooks(ctx, p)
 		}},
 	}
-	for _, s := range stages {
-		p.atStage(s.name)
-		if err := errors.Join(ctx.Err(), s.do()); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := pass(ctx, p.atStage, stages); err != nil {
+		return err
 	}
 	return m.setPodState(p, PodReady, nil)
 }

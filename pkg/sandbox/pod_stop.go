@@ -11,6 +11,7 @@ import (
 
 	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/sandbox/store"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // stopLimit bounds the work of stopping or removing one object. It is longer
@@ -25,6 +26,7 @@ func (m *Manager) StopPod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	telemetry.About(ctx, p.subject())
 	return m.detached(ctx, stopLimit, "stop of pod "+p.id, func(ctx context.Context) error {
 		return m.stopPod(ctx, p)
 	})
@@ -47,14 +49,18 @@ func (m *Manager) stopPodLocked(ctx context.Context, p *pod) error {
 	if err := m.setPodState(p, PodStopping, nil); err != nil {
 		return err
 	}
-	if err := m.killContainers(ctx, p); err != nil {
-		return fmt.Errorf("stop pod %s: %w", p.id, err)
-	}
-	if err := m.endsTold(ctx, p); err != nil {
-		return fmt.Errorf("stop pod %s: %w", p.id, err)
-	}
-	m.stopHooks(ctx, p)
-	if err := m.releasePod(ctx, p); err != nil {
+	err := pass(ctx, nil, []stage{
+		{"containers", func(ctx context.Context) error { return m.killContainers(ctx, p) }},
+		{"plugins", func(ctx context.Context) error {
+			if err := m.endsTold(ctx, p); err != nil {
+				return err
+			}
+			m.stopHooks(ctx, p)
+			return nil
+		}},
+		{"release", func(ctx context.Context) error { return m.releasePod(ctx, p) }},
+	})
+	if err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
 	if err := m.setPodState(p, PodStopped, func(r *podRecord) { r.IPs, r.InitPid = nil, 0 }); err != nil {
@@ -83,18 +89,16 @@ func (m *Manager) killContainers(ctx context.Context, p *pod) error {
 // releasePod gives back what a pod holds beside its containers. It works from the ID and the configuration alone.
 func (m *Manager) releasePod(ctx context.Context, p *pod) error {
 	cfg := p.snapshot().Config
-	if err := m.shim.Delete(ctx, p.id); err != nil {
-		return fmt.Errorf("end the init: %w", err)
-	}
-	if !spec.HostNetwork(cfg) {
-		if err := m.o.Network.Teardown(ctx, m.attachment(p.id, cfg)); err != nil {
-			return fmt.Errorf("network: %w", err)
-		}
-	}
-	if err := m.removeFiles(p.id); err != nil {
-		return fmt.Errorf("files: %w", err)
-	}
-	return nil
+	return pass(ctx, nil, []stage{
+		{"init", func(ctx context.Context) error { return m.shim.Delete(ctx, p.id) }},
+		{"network", func(ctx context.Context) error {
+			if spec.HostNetwork(cfg) {
+				return nil
+			}
+			return m.o.Network.Teardown(ctx, m.attachment(p.id, cfg))
+		}},
+		{"files", func(context.Context) error { return m.removeFiles(p.id) }},
+	})
 }
 
 // RemovePod stops the pod if it must and removes it with its containers. It may be repeated.
@@ -103,6 +107,7 @@ func (m *Manager) RemovePod(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	telemetry.About(ctx, p.subject())
 	return m.detached(ctx, stopLimit, "removal of pod "+p.id, func(ctx context.Context) error {
 		return m.removePod(ctx, p)
 	})

@@ -57,6 +57,7 @@ import (
 	"github.com/criserver/criserver/pkg/libct/wire"
 	"github.com/criserver/criserver/pkg/sandbox/store"
 	"github.com/criserver/criserver/pkg/stats"
+	"github.com/criserver/criserver/pkg/telemetry"
 )
 
 // Images is what the sandbox needs of imagesvc.
@@ -241,7 +242,7 @@ func (m *Manager) beginCreation() (end func()) {
 func (m *Manager) detached(ctx context.Context, limit time.Duration, what string, f func(context.Context) error) error {
 	done := make(chan error, 1)
 	m.background(func(mctx context.Context) {
-		fctx, cancel := context.WithTimeout(mctx, limit)
+		fctx, cancel := context.WithTimeout(telemetry.Carry(mctx, ctx), limit)
 		defer cancel()
 		done <- f(fctx)
 	})

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -277,6 +278,14 @@ func (n *Node) LogTail(lines int) string {
 	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// Command is a command of the daemon's own program on this node.
+func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, filepath.Join(n.Dir, "bin/criserver"), append(slices.Clone(n.args), args...)...)
+}
+
+// Debug is the socket on which the daemon tells of its work.
+func (n *Node) Debug() string { return filepath.Join(n.State(), "debug.sock") }
 
 // Crictl is a command of the real crictl on this node.
 func (n *Node) Crictl(ctx context.Context, args ...string) *exec.Cmd {

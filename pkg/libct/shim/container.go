@@ -27,6 +27,8 @@ type container struct {
 	record                         // does not change once the container is published
 	lc     *libcontainer.Container // from create to start, which come close together; with op
 
+	stages stages // of create
+
 	op        sync.Mutex // held over each change
 	leftovers leftovers
 

@@ -65,6 +65,7 @@ func (s *Shim) scrap(c *container) {
 
 // assemble does the steps of create.
 func (s *Shim) assemble(c *container) error {
+	c.stages.begin()
 	spec, config, err := s.config(c.id, c.Args.SystemdCgroup)
 	if err != nil {
 		return err
@@ -75,6 +76,7 @@ func (s *Shim) assemble(c *container) error {
 	}
 	process.Init = true
 	defer closeStdio(process)
+	c.stages.end("configuration")
 	var term *console
 	if c.Args.Terminal {
 		if term, err = newConsole(); err != nil {
@@ -87,6 +89,7 @@ func (s *Shim) assemble(c *container) error {
 			return err
 		}
 	}
+	c.stages.end("streams")
 	c.note(config)
 	if c.lc, err = libcontainer.Create(filepath.Join(s.state, libcontainerDir), c.id, config); err != nil {
 		return fmt.Errorf("create container: %w", err)
@@ -95,8 +98,13 @@ func (s *Shim) assemble(c *container) error {
 	if err := s.inMounts(c.id, func() error { return c.lc.Start(process) }); err != nil {
 		return s.startFailed(c, err)
 	}
+	c.stages.end("process")
 	s.dropMounts(c.id)
-	return s.launched(c, process, term)
+	if err := s.launched(c, process, term); err != nil {
+		return err
+	}
+	c.stages.end("shim's record")
+	return nil
 }
 
 // openFIFOs makes the streams of a container without a terminal and reads them.

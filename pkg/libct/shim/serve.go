@@ -150,7 +150,7 @@ func told(c *container, err error) (wire.Reply, []*os.File, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return wire.Reply{Pid: c.Pid}, c.spares(), nil
+	return wire.Reply{Pid: c.Pid, Stages: c.stages.take()}, c.spares(), nil
 }
 
 func (s *Shim) adoptCall(req *wire.Request, files []*os.File) error {

@@ -81,6 +81,14 @@ type Reply struct {
 	Exit       *Exit            `json:"exit,omitempty"`
 	Exited     string           `json:"exited,omitempty"` // ID of the container that Exit is of
 	Containers []ContainerState `json:"containers,omitempty"`
+	Stages     []Stage          `json:"stages,omitempty"` // of Create
+}
+
+// Stage is a piece of the work on a call, and when it was done, in nanoseconds since 1970.
+type Stage struct {
+	Name string `json:"name"`
+	From int64  `json:"from"`
+	To   int64  `json:"to"`
 }
 
 // Code classifies a failure; the client turns it into an error of package errdefs.
