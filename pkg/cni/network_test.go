@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -48,12 +49,11 @@ func TestPodSettings(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		addrs, err := netlinksafe.AddrList(eth0, netlink.FAMILY_V6)
-		for _, a := range addrs {
-			if a.Flags&0x40 != 0 { // IFA_F_TENTATIVE
-				t.Errorf("address %s cannot be used yet", a.IPNet)
-			}
-		}
+		eventually(t, "all addresses can be used", func() bool { // the kernel clears the flag of its own one in a moment
+			addrs, listErr := netlinksafe.AddrList(eth0, netlink.FAMILY_V6)
+			err = listErr
+			return err != nil || !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&0x40 != 0 }) // IFA_F_TENTATIVE
+		})
 		return err
 	})
 }
