@@ -193,7 +193,14 @@ func (s *Shim) Delete(ctx context.Context, id string) error {
 }
 
 // StartInit starts pid 1 of a pod that shares its PID namespace; it ends by Signal and Delete with the pod's ID.
-func (s *Shim) StartInit(ctx context.Context, pod string, a wire.InitArgs, join ...*os.File) (pid int, err error) {
+// A profile, if there is one, becomes its seccomp filter. The profile's flags are not for it: they say how system
+// calls are logged or run, and it makes none but to wait.
+func (s *Shim) StartInit(ctx context.Context, pod string, a wire.InitArgs, profile *specs.LinuxSeccomp, join ...*os.File) (pid int, err error) {
+	if profile != nil {
+		if a.Filter, err = compiledProfiles.compile(profile); err != nil {
+			return 0, err
+		}
+	}
 	reply, files, err := s.call(ctx, &wire.Request{Method: wire.StartInit, ID: pod, Init: &a}, join...)
 	if err != nil {
 		return 0, err

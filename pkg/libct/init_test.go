@@ -60,7 +60,7 @@ func TestInit(t *testing.T) {
 		score := 500
 		pid, err := n.StartInit(t.Context(), pod, wire.InitArgs{
 			Join: kinds, CgroupPath: n.cgroup + "/" + pod, OOMScoreAdj: &score,
-		}, files...)
+		}, nil, files...)
 		n.must(err)
 		for i, name := range []string{"net", "ipc", "uts"} {
 			pinned := namespaceOf(t, fmt.Sprintf("/proc/self/fd/%d", files[len(files)-3+i].Fd()))
@@ -91,7 +91,7 @@ func TestInit(t *testing.T) {
 // rows: N-03, D-108
 func TestSharedPid(t *testing.T) {
 	n := newNode(t)
-	pid, err := n.StartInit(t.Context(), "pod", wire.InitArgs{})
+	pid, err := n.StartInit(t.Context(), "pod", wire.InitArgs{}, nil)
 	n.must(err)
 	join := func(id string, args ...string) {
 		spec := n.spec(id, args...)

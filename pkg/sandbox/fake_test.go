@@ -220,7 +220,7 @@ func (f *fakeShim) Delete(_ context.Context, id string) error {
 	return nil
 }
 
-func (f *fakeShim) StartInit(_ context.Context, pod string, _ wire.InitArgs, _ ...*os.File) (int, error) {
+func (f *fakeShim) StartInit(_ context.Context, pod string, _ wire.InitArgs, _ *specs.LinuxSeccomp, _ ...*os.File) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.states[pod] = &wire.ContainerState{ID: pod, Pid: os.Getpid(), Init: true, Started: true}

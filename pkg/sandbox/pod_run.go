@@ -205,7 +205,14 @@ func (m *Manager) startInit(ctx context.Context, id string, cfg *runtimeapi.PodS
 	if err != nil {
 		return 0, err
 	}
-	args := wire.InitArgs{CgroupPath: path, Systemd: m.o.Defaults.SystemdCgroup}
+	who, err := spec.BuildInit(cfg, m.o.Host, m.o.Defaults)
+	if err != nil {
+		return 0, err
+	}
+	args := wire.InitArgs{
+		CgroupPath: path, Systemd: m.o.Defaults.SystemdCgroup,
+		UID: who.UID, GID: who.GID, Groups: who.Groups,
+	}
 	flags := ownNamespaces(cfg)
 	var join []*os.File
 	defer func() {
@@ -224,7 +231,7 @@ func (m *Manager) startInit(ctx context.Context, id string, cfg *runtimeapi.PodS
 		join = append(join, f)
 		args.Join = append(args.Join, namespaceTypes[k.name])
 	}
-	return m.shim.StartInit(ctx, id, args, join...)
+	return m.shim.StartInit(ctx, id, args, who.Seccomp, join...)
 }
 
 // namespaceTypes maps the kernel's names to those of the OCI runtime spec.

@@ -93,7 +93,7 @@ type Shim interface {
 	ReopenLog(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, r *specs.LinuxResources) error
 	Delete(ctx context.Context, id string) error
-	StartInit(ctx context.Context, pod string, a wire.InitArgs, join ...*os.File) (pid int, err error)
+	StartInit(ctx context.Context, pod string, a wire.InitArgs, profile *specs.LinuxSeccomp, join ...*os.File) (pid int, err error)
 	List(ctx context.Context) ([]wire.ContainerState, error)
 	Spec(id string) (*specs.Spec, error)
 	Close() error

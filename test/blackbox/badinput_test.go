@@ -10,7 +10,7 @@ import (
 )
 
 // Each of these pods is refused with a message that names the field, and nothing of it is left.
-// rows: S-01, SS-03, N-09, P-009, P-036a, GAP-28
+// rows: S-01, SS-03, SS-07, N-09, P-009, P-036a, GAP-28
 func TestBadPods(t *testing.T) {
 	ours(t)
 	for _, c := range []struct {
@@ -49,6 +49,16 @@ func TestBadPods(t *testing.T) {
 		{"a user namespace without a map", func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
 		}, "userns_options"},
+		{"a user outside of the map", func(c *runtimeapi.PodSandboxConfig) {
+			sc := c.Linux.SecurityContext
+			sc.NamespaceOptions, sc.RunAsUser = &namespaces{Pid: modePod, UsernsOptions: users(300000)}, &runtimeapi.Int64Value{Value: 1 << 20}
+		}, "run_as_user"},
+		{"a seccomp profile for its init that is not there", func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Pid = modePod
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{
+				ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/nonexistent.json",
+			}
+		}, "seccomp.localhost_ref"},
 		{"the target of a pod", func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 		}, "namespace_options.pid"},

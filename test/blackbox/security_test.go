@@ -1,13 +1,16 @@
 package blackbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -228,6 +231,86 @@ func TestPidModes(t *testing.T) {
 		}))
 		contains(t, "processes", c.sh("ps -o pid,args"), "sleep 4712")
 	})
+}
+
+// The pod's init is who the pod's security context says, and as confined; never has it capabilities or files.
+// rows: SS-03, SS-04, SS-05, SS-07
+func TestPodInit(t *testing.T) {
+	ours(t)
+	with := func(sc *runtimeapi.LinuxSandboxSecurityContext) map[string]string {
+		t.Helper()
+		p := newPod(t, func(c *runtimeapi.PodSandboxConfig) {
+			if sc.NamespaceOptions == nil {
+				sc.NamespaceOptions = &namespaces{}
+			}
+			sc.NamespaceOptions.Pid = modePod
+			c.Linux.SecurityContext = sc
+		})
+		s := p.initStatus()
+		equal(t, "capabilities", s["CapPrm"]+s["CapEff"]+s["CapBnd"], strings.Repeat("0", 48))
+		equal(t, "no_new_privs", s["NoNewPrivs"], "1")
+		err := os.Mkdir("/proc/"+s["Pid"]+"/root/x", 0o700)
+		if !errors.Is(err, unix.EROFS) {
+			t.Errorf("the root of the init can be written to: %v", err)
+		}
+		return s
+	}
+	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
+	profile := func(kind runtimeapi.SecurityProfile_ProfileType) *runtimeapi.SecurityProfile {
+		return &runtimeapi.SecurityProfile{ProfileType: kind}
+	}
+	asked := func() *runtimeapi.LinuxSandboxSecurityContext {
+		return &runtimeapi.LinuxSandboxSecurityContext{
+			RunAsUser: id(1234), RunAsGroup: id(5678), SupplementalGroups: []int64{7777, 8888},
+			SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict, ReadonlyRootfs: true,
+			Seccomp: profile(runtimeapi.SecurityProfile_RuntimeDefault),
+		}
+	}
+	mapped := asked()
+	mapped.NamespaceOptions = &namespaces{UsernsOptions: users(300000)}
+	root := &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &namespaces{UsernsOptions: users(300000)}}
+	for _, c := range []struct {
+		name                       string
+		sc                         *runtimeapi.LinuxSandboxSecurityContext
+		uid, gid, groups, filtered string
+	}{
+		{"nothing is asked for", &runtimeapi.LinuxSandboxSecurityContext{}, "65534", "65534", "", "0"},
+		{"as asked", asked(), "1234", "5678", "7777 8888", "2"},
+		{"in a user namespace", mapped, "301234", "305678", "307777 308888", "2"},
+		{"root of a user namespace", root, "300000", "300000", "", "0"},
+		{"unconfined", &runtimeapi.LinuxSandboxSecurityContext{RunAsUser: id(0), Seccomp: profile(runtimeapi.SecurityProfile_Unconfined)}, "0", "65534", "", "0"},
+	} {
+		s := with(c.sc)
+		equal(t, c.name+": users", s["Uid"], strings.Join([]string{c.uid, c.uid, c.uid, c.uid}, " "))
+		equal(t, c.name+": groups", s["Gid"], strings.Join([]string{c.gid, c.gid, c.gid, c.gid}, " "))
+		equal(t, c.name+": supplemental groups", s["Groups"], c.groups)
+		equal(t, c.name+": seccomp mode", s["Seccomp"], c.filtered)
+	}
+}
+
+// initStatus reads /proc/PID/status of the pod's init, when that has all that it takes on: a filter is the last.
+func (p *pod) initStatus() map[string]string {
+	p.t.Helper()
+	r, err := p.node.Runtimes.PodSandboxStatus(p.ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	pid, _ := dig(details(p.t, r.Info), "pid").(float64)
+	proc := "/proc/" + itoa(int(pid))
+	eventually(p.t, 10*time.Second, "the init waits", func() (bool, string) {
+		call, err := os.ReadFile(proc + "/syscall")
+		return err == nil && strings.HasPrefix(string(call), itoa(unix.SYS_RT_SIGTIMEDWAIT)+" "), string(call)
+	})
+	text, err := os.ReadFile(proc + "/status")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	s := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		k, v, _ := strings.Cut(line, ":")
+		s[k] = strings.Join(strings.Fields(v), " ")
+	}
+	return s
 }
 
 // rows: N-09, N-12

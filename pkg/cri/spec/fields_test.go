@@ -20,13 +20,8 @@ import (
 //	mount.image.annotations mount.image.image_ref mount.image.user_specified_image
 //	sandbox_config.linux.overhead                           the kubelet limits the pod's cgroup itself; told by the status
 //	sandbox_config.linux.resources
-//	sandbox_config.linux.security_context.readonly_rootfs   a pod has no root filesystem
-//	sandbox_config.linux.security_context.run_as_user       nor a process that runs as anybody
-//	sandbox_config.linux.security_context.run_as_group
-//	sandbox_config.linux.security_context.supplemental_groups
-//	sandbox_config.linux.security_context.supplemental_groups_policy
-//	sandbox_config.linux.security_context.seccomp           nor one that is confined: containers have their own
-//	sandbox_config.linux.security_context.seccomp_profile_path
+//	sandbox_config.linux.security_context.readonly_rootfs   a pod's init has an empty root that is read-only anyway
+//	sandbox_config.linux.security_context.supplemental_groups_policy   and no image whose groups could be merged
 //	sandbox_config.linux.security_context.apparmor
 var decided = map[string]string{
 	"runtime.v1.ContainerConfig": "metadata image command args working_dir envs mounts devices labels annotations log_path stdin stdin_once tty linux " +

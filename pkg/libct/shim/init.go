@@ -1,12 +1,14 @@
 package shim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +20,7 @@ import (
 
 	"github.com/criserver/criserver/pkg/libct/hold"
 	"github.com/criserver/criserver/pkg/libct/pidfd"
+	"github.com/criserver/criserver/pkg/libct/shim/podinit"
 	"github.com/criserver/criserver/pkg/libct/wire"
 )
 
@@ -109,6 +112,10 @@ func (c *container) initCgroup(args *wire.InitArgs) (cgroups.Manager, error) {
 // runInit runs the init program until it has made the init, which is the shim's
 // child since the program makes it with CLONE_PARENT.
 func runInit(args *wire.InitArgs, join []*os.File) (int, error) {
+	settings, err := initSettings(args).Encode()
+	if err != nil {
+		return 0, failf(wire.CodeInvalid, "%w", err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, err
@@ -123,6 +130,7 @@ func runInit(args *wire.InitArgs, join []*os.File) (int, error) {
 		_ = w.Close()
 		return 0, err
 	}
+	cmd.Stdin = bytes.NewReader(settings)
 	err = cmd.Start()
 	_, _ = w.Close(), program.Close()
 	if err != nil {
@@ -136,6 +144,24 @@ func runInit(args *wire.InitArgs, join []*os.File) (int, error) {
 		return 0, fmt.Errorf("init program: %q: %w", text, errors.Join(readErr, waitErr))
 	}
 	return pid, nil
+}
+
+// nobody is the user and the group of an init of which nothing else is said.
+const nobody = 65534
+
+// initSettings fills in what the arguments leave open.
+func initSettings(args *wire.InitArgs) podinit.Settings {
+	s := podinit.Settings{UID: nobody, GID: nobody, Groups: args.Groups, Filter: args.Filter}
+	if slices.Contains(args.Join, specs.UserNamespace) {
+		s.UID, s.GID = 0, 0 // its mapping has these, and need not have others
+	}
+	if args.UID != nil {
+		s.UID = *args.UID
+	}
+	if args.GID != nil {
+		s.GID = *args.GID
+	}
+	return s
 }
 
 // openProcess opens a process by pid and start time, which together name it for

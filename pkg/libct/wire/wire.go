@@ -162,6 +162,10 @@ type InitArgs struct {
 	CgroupPath  string                     `json:"cgroup_path,omitempty"` // as in the spec's linux.cgroupsPath; empty: the shim's own
 	Systemd     bool                       `json:"systemd,omitempty"`
 	OOMScoreAdj *int                       `json:"oom_score_adj,omitempty"`
+	UID         *uint32                    `json:"uid,omitempty"` // nil, like GID: root of the user namespace joined, else 65534
+	GID         *uint32                    `json:"gid,omitempty"`
+	Groups      []uint32                   `json:"groups,omitempty"` // supplemental ones
+	Filter      []byte                     `json:"filter,omitempty"` // compiled seccomp profile; empty: unconfined
 }
 
 // AdoptArgs say which of the spare descriptors come along.

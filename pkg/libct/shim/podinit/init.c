@@ -7,14 +7,17 @@
 
 #include <asm/unistd.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/limits.h>
 #include <linux/mount.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <linux/securebits.h>
 
 enum { SIGINT_ = 2, SIGTERM_ = 15, SIGCHLD_ = 17 };
 enum { EINTR_ = 4, EINVAL_ = 22 };
-enum { MNT_DETACH_ = 2, NOBODY = 65534 };
+enum { MNT_DETACH_ = 2 };
 enum { STDIN = 0, REPORT = 3, FIRST_NAMESPACE = 4 };
 
 // sys makes a system call and returns what the kernel does: -errno after an error.
@@ -50,8 +53,8 @@ static long sys(long nr, long a, long b, long c, long d, long e)
 
 static _Noreturn void leave(int code)
 {
-	for (;;)
-		SYS(exit_group, code, 0, 0, 0, 0);
+	SYS(exit_group, code, 0, 0, 0, 0);
+	__builtin_trap(); // the filter does not let us leave; this ends even a pid 1
 }
 
 static int same(const char *a, const char *b)
@@ -100,6 +103,31 @@ static long must(long ret, const char *what, const char *object)
 	leave(1);
 }
 
+// Who pid 1 is and what confines it: Settings in podinit.go. What is not used of it takes no memory.
+static struct {
+	unsigned groups, instructions, uid, gid;
+} settings;
+static unsigned groups[NGROUPS_MAX];
+static struct sock_filter filter[BPF_MAXINSNS];
+
+static void read_all(void *to, unsigned long size)
+{
+	for (unsigned long done = 0; done < size;) {
+		long n = must(SYS(read, STDIN, (char *)to + done, size - done, 0, 0), "read the settings", "");
+		must(n ? 0 : -EINVAL_, "read all of the settings", "");
+		done += n;
+	}
+}
+
+static void read_settings(void)
+{
+	read_all(&settings, sizeof(settings));
+	if (settings.groups > NGROUPS_MAX || settings.instructions > BPF_MAXINSNS)
+		must(-EINVAL_, "make room for the settings", "");
+	read_all(groups, settings.groups * sizeof(groups[0]));
+	read_all(filter, settings.instructions * sizeof(filter[0]));
+}
+
 // empty_root puts us in a mount namespace that consists of an empty read-only directory.
 static void empty_root(void)
 {
@@ -122,16 +150,16 @@ static void drop_privileges(int user_namespace)
 	static const struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3];
 	// Being uid 0 means nothing, nothing is kept or raised over a change of uid, and that cannot be undone.
 	const long secure = (SECURE_ALL_BITS & ~issecure_mask(SECURE_KEEP_CAPS)) | SECURE_ALL_LOCKS;
-	long id = user_namespace ? 0 : NOBODY, err;
+	long uid = settings.uid, gid = settings.gid, err;
 
-	err = SYS(setgroups, 0, 0, 0, 0, 0);
-	if (!user_namespace) // one may be set up to forbid it: user_namespaces(7)
+	err = SYS(setgroups, settings.groups, groups, 0, 0, 0);
+	if (settings.groups || !user_namespace) // one may be set up to forbid it: user_namespaces(7)
 		must(err, "setgroups", "");
-	must(SYS(setresgid, id, id, id, 0, 0), "setgid", "");
+	must(SYS(setresgid, gid, gid, gid, 0, 0), "setgid", "");
 	for (int cap = 0; SYS(prctl, PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
 		must(SYS(prctl, PR_CAPBSET_DROP, cap, 0, 0, 0), "drop the bounding set", "");
 	must(SYS(prctl, PR_SET_SECUREBITS, secure, 0, 0, 0), "set secure bits", "");
-	must(SYS(setresuid, id, id, id, 0, 0), "setuid", "");
+	must(SYS(setresuid, uid, uid, uid, 0, 0), "setuid", "");
 	must(SYS(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "drop ambient capabilities", "");
 	must(SYS(capset, &header, none, 0, 0, 0), "drop capabilities", "");
 	must(SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs", "");
@@ -156,11 +184,19 @@ static unsigned long ready_signals(void)
 // wait_for_end is all that pid 1 does.
 static _Noreturn void wait_for_end(unsigned long ends)
 {
+	struct sock_fprog program = { .len = settings.instructions, .filter = filter };
+	long err = 0;
+
 	SYS(setsid, 0, 0, 0, 0, 0);
 	SYS(close_range, 0, ~0U, 0, 0, 0);
-	while (SYS(rt_sigtimedwait, &ends, 0, 0, sizeof(ends), 0) < 0)
-		;
-	leave(0);
+	if (program.len)
+		err = SYS(prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0);
+	while (!err) {
+		err = SYS(rt_sigtimedwait, &ends, 0, 0, sizeof(ends), 0);
+		if (err == -EINTR_)
+			err = 0;
+	}
+	leave(err < 0 ? -err : 0);
 }
 
 // start_pause does everything that can fail before pid 1 exists.
@@ -170,6 +206,7 @@ static _Noreturn void start_pause(int kinds, char **kind)
 	unsigned long ends;
 	long pid;
 
+	read_settings();
 	for (int i = 0; i < kinds; i++)
 		must(SYS(setns, FIRST_NAMESPACE + i, 0, 0, 0, 0), "join ", kind[i]);
 	empty_root();

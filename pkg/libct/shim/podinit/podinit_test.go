@@ -2,6 +2,7 @@ package podinit
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -32,14 +33,19 @@ func program(t *testing.T) string {
 	return path
 }
 
+// nobody is who pid 1 is if the test says nothing else.
+var nobody = Settings{UID: 65534, GID: 65534}
+
 // start runs the pause mode and returns what it reported.
-func start(t *testing.T, kinds []string, namespaces ...*os.File) (report string, err error) {
+func start(t *testing.T, set Settings, kinds []string, namespaces ...*os.File) (report string, err error) {
 	t.Helper()
+	stdin, err := set.Encode()
+	must(t, err)
 	r, w, err := os.Pipe()
 	must(t, err)
 	defer r.Close()
 	cmd := exec.Command(program(t), append([]string{"pause"}, kinds...)...)
-	cmd.ExtraFiles = append([]*os.File{w}, namespaces...)
+	cmd.ExtraFiles, cmd.Stdin = append([]*os.File{w}, namespaces...), bytes.NewReader(stdin)
 	err = cmd.Run()
 	must(t, w.Close())
 	b, readErr := io.ReadAll(r) // ends only if pid 1 has let go of the pipe
@@ -47,9 +53,9 @@ func start(t *testing.T, kinds []string, namespaces ...*os.File) (report string,
 	return string(b), err
 }
 
-func startPause(t *testing.T, kinds []string, namespaces ...*os.File) int {
+func startPause(t *testing.T, set Settings, kinds []string, namespaces ...*os.File) int {
 	t.Helper()
-	report, err := start(t, kinds, namespaces...)
+	report, err := start(t, set, kinds, namespaces...)
 	pid, convErr := strconv.Atoi(report)
 	if err != nil || convErr != nil {
 		t.Fatalf("reported %q: %v", report, err)
@@ -71,6 +77,7 @@ func newNamespaces(t *testing.T, flags uintptr, kinds ...string) []*os.File {
 	if flags&unix.CLONE_NEWUSER != 0 {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 65536}}
+		cmd.SysProcAttr.GidMappingsEnableSetgroups = true
 	}
 	stdin, err := cmd.StdinPipe()
 	must(t, err)
@@ -123,14 +130,14 @@ func until(t *testing.T, what string, ok func() bool) {
 }
 
 // checkPause checks what the package comment promises of pid 1.
-func checkPause(t *testing.T, pid int, uid, gid string) {
+func checkPause(t *testing.T, pid int, uid, gid, groups string) {
 	t.Helper()
 	untilReady(t, pid)
 	const none = "0000000000000000"
 	s := status(t, pid)
 	for k, want := range map[string]string{
 		"Name": "pause", "PPid": strconv.Itoa(os.Getpid()), "NSpid": fmt.Sprint(pid, " 1"), "NSsid": fmt.Sprint(pid, " 1"),
-		"Uid": strings.Join([]string{uid, uid, uid, uid}, " "), "Gid": strings.Join([]string{gid, gid, gid, gid}, " "), "Groups": "",
+		"Uid": strings.Join([]string{uid, uid, uid, uid}, " "), "Gid": strings.Join([]string{gid, gid, gid, gid}, " "), "Groups": groups, "Seccomp": "0",
 		"CapInh": none, "CapPrm": none, "CapEff": none, "CapBnd": none, "CapAmb": none, "NoNewPrivs": "1",
 		"SigIgn": "0000000000010000", "SigCgt": none, "Threads": "1",
 	} {
@@ -170,8 +177,8 @@ func end(t *testing.T, pid int, sig syscall.Signal) {
 
 func TestPause(t *testing.T) {
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGINT} {
-		pid := startPause(t, nil)
-		checkPause(t, pid, "65534", "65534")
+		pid := startPause(t, nobody, nil)
+		checkPause(t, pid, "65534", "65534", "")
 		for _, k := range []string{"net", "ipc", "uts", "user"} {
 			compareNamespace(t, pid, k, fmt.Sprintf("/proc/self/ns/%s", k))
 		}
@@ -183,7 +190,7 @@ func TestPause(t *testing.T) {
 // TestEndAtOnce sends the signal before pid 1 can have got far.
 func TestEndAtOnce(t *testing.T) {
 	for range 20 {
-		end(t, startPause(t, nil), unix.SIGTERM)
+		end(t, startPause(t, nobody, nil), unix.SIGTERM)
 	}
 }
 
@@ -199,27 +206,90 @@ func compareNamespace(t *testing.T, pid int, kind, path string) {
 }
 
 func TestJoin(t *testing.T) {
+	all := uintptr(unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS)
 	for _, c := range []struct {
-		name     string
-		flags    uintptr
-		files    []string
-		kinds    []string
-		uid, gid string
+		name             string
+		set              Settings
+		flags            uintptr
+		files            []string
+		kinds            []string
+		uid, gid, groups string
 	}{
-		{"network, ipc and uts", unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS, []string{"net", "ipc", "uts"}, []string{"network", "ipc", "uts"}, "65534", "65534"},
-		{"user", unix.CLONE_NEWUSER, []string{"user"}, []string{"user"}, "100000", "200000"},
-		{"user and its own", unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS, []string{"user", "net", "ipc", "uts"}, []string{"user", "network", "ipc", "uts"}, "100000", "200000"},
+		{"network, ipc and uts", nobody, all &^ unix.CLONE_NEWUSER, []string{"net", "ipc", "uts"}, []string{"network", "ipc", "uts"}, "65534", "65534", ""},
+		{"user", Settings{}, unix.CLONE_NEWUSER, []string{"user"}, []string{"user"}, "100000", "200000", ""},
+		{"user and its own", Settings{UID: 7, GID: 8, Groups: []uint32{9, 11}}, all, []string{"user", "net", "ipc", "uts"},
+			[]string{"user", "network", "ipc", "uts"}, "100007", "200008", "200009 200011"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			namespaces := newNamespaces(t, c.flags, c.files...)
-			pid := startPause(t, c.kinds, namespaces...)
-			checkPause(t, pid, c.uid, c.gid)
+			pid := startPause(t, c.set, c.kinds, namespaces...)
+			checkPause(t, pid, c.uid, c.gid, c.groups)
 			for i, k := range c.files {
 				compareNamespace(t, pid, k, fmt.Sprintf("/proc/self/fd/%d", namespaces[i].Fd()))
 			}
 			reaps(t, pid)
 			end(t, pid, unix.SIGTERM)
 		})
+	}
+}
+
+// TestGroups has as many groups as there can be.
+func TestGroups(t *testing.T) {
+	set := Settings{UID: 1, GID: 2, Groups: make([]uint32, maxGroups)}
+	for i := range set.Groups {
+		set.Groups[i] = uint32(i)
+	}
+	pid := startPause(t, set, nil)
+	if got := strings.Fields(status(t, pid)["Groups"]); len(got) != maxGroups || got[maxGroups-1] != "65535" {
+		t.Errorf("it has %d groups", len(got))
+	}
+	end(t, pid, unix.SIGTERM)
+	for _, s := range []Settings{{Groups: make([]uint32, maxGroups+1)}, {Filter: make([]byte, 12)}, {Filter: make([]byte, 8*(maxInstructions+1))}} {
+		if _, err := s.Encode(); err == nil {
+			t.Errorf("%d groups and %d bytes of a filter were encoded", len(s.Groups), len(s.Filter))
+		}
+	}
+}
+
+// filter makes a seccomp filter that lets the given system calls pass and answers all others with EPERM.
+func filter(t *testing.T, passed ...uint32) []byte {
+	t.Helper()
+	program := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}} // the number of the call
+	for _, nr := range passed {
+		program = append(program,
+			unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jf: 1},
+			unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW})
+	}
+	program = append(program, unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)})
+	var b bytes.Buffer
+	must(t, binary.Write(&b, binary.NativeEndian, program))
+	return b.Bytes()
+}
+
+// TestFilter: what pid 1 needs is the wait and the exit; whatever it is refused, it does not spin.
+func TestFilter(t *testing.T) {
+	set := nobody
+	set.Filter = filter(t, unix.SYS_RT_SIGTIMEDWAIT, unix.SYS_EXIT_GROUP)
+	pid := startPause(t, set, nil)
+	until(t, "pid 1 is confined", func() bool { return status(t, pid)["Seccomp"] == "2" })
+	must(t, unix.Kill(pid, unix.SIGSTOP)) // interrupts the wait
+	must(t, unix.Kill(pid, unix.SIGCONT))
+	end(t, pid, unix.SIGTERM)
+	for _, c := range []struct {
+		name   string
+		filter []byte
+		want   unix.WaitStatus
+	}{
+		{"no wait", filter(t, unix.SYS_EXIT_GROUP), unix.WaitStatus(unix.EPERM) << 8},
+		{"nothing", filter(t), unix.WaitStatus(unix.SIGILL)},
+		{"no program", make([]byte, 8), unix.WaitStatus(unix.EINVAL) << 8},
+	} {
+		set.Filter = c.filter
+		pid := startPause(t, set, nil)
+		var ws unix.WaitStatus
+		if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil || ws&^0x80 != c.want { // 0x80: a core was dumped
+			t.Errorf("%s: %#x, %v; want %#x", c.name, ws, err, c.want)
+		}
 	}
 }
 
@@ -282,20 +352,29 @@ func TestErrors(t *testing.T) {
 	must(t, err)
 	defer net.Close()
 	for _, c := range []struct {
+		set   Settings
 		kinds []string
 		files []*os.File
 		want  string
 	}{
-		{[]string{"network"}, []*os.File{f}, "error: join network: errno 22"},
-		{[]string{"ipc"}, nil, "error: join ipc: errno 9"},
-		{[]string{"user", "network"}, []*os.File{userns, net}, "error: join network: errno 1"}, // which belongs to the host
+		{nobody, []string{"network"}, []*os.File{f}, "error: join network: errno 22"},
+		{nobody, []string{"ipc"}, nil, "error: join ipc: errno 9"},
+		{nobody, []string{"user", "network"}, []*os.File{userns, net}, "error: join network: errno 1"}, // which belongs to the host
+		{Settings{UID: 70000}, []string{"user"}, []*os.File{userns}, "error: setuid: errno 22"},        // which is not mapped
+		{Settings{GID: 70000}, []string{"user"}, []*os.File{userns}, "error: setgid: errno 22"},
+		{Settings{Groups: []uint32{1, 70000}}, []string{"user"}, []*os.File{userns}, "error: setgroups: errno 22"},
 	} {
-		report, err := start(t, c.kinds, c.files...)
+		report, err := start(t, c.set, c.kinds, c.files...)
 		if ee, ok := err.(*exec.ExitError); !ok || ee.ExitCode() != 1 || report != c.want {
 			t.Errorf("%v: reported %q, %v; want %q", c.kinds, report, err, c.want)
 		}
 	}
-	cmd := exec.Command(program(t), "dance")
+	cmd := exec.Command(program(t), "pause")
+	cmd.Stdin = strings.NewReader("short")
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("settings that end early: %v", err)
+	}
+	cmd = exec.Command(program(t), "dance")
 	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("an unknown mode: %v", err)
 	}
