@@ -131,9 +131,10 @@ func TestNoConfiguration(t *testing.T) {
 // loopbackBusybox is busybox by the registry's own address: loopback registries need no configuration.
 const loopbackBusybox = "localhost:5000/e2e-test-images/busybox:1.29-2"
 
-// extraNode is a node that has busybox and goes with the test.
+// extraNode is a node that has busybox and goes with the test, which leaves nothing behind.
 func extraNode(t *testing.T, name string, o node.Options) *node.Node {
 	t.Helper()
+	leavesNothing(t)
 	x, err := node.Start(name, o)
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -97,7 +98,8 @@ func (n *Node) configure(name string) error {
 	return nil
 }
 
-// Retire ends the daemon and then the shim, which must have nothing left to look after.
+// Retire ends the daemon and then the shim, which must have nothing left to look after, and removes the bridge, which CNI
+// leaves for the next pod: the next node of the same name has another network.
 func (n *Node) Retire() error {
 	shim := n.ShimPid()
 	if err := n.Stop(); err != nil {
@@ -108,11 +110,26 @@ func (n *Node) Retire() error {
 	}
 	for range 500 {
 		if unix.Kill(shim, 0) != nil {
-			return nil
+			return n.removeBridge()
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	return fmt.Errorf("shim %d does not end although it has nothing to look after", shim)
+}
+
+func (n *Node) removeBridge() error {
+	name := filepath.Base(n.Dir) + "0" // conflist
+	if n.options.Bare {
+		name = "cri0" // the built-in network
+	}
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil // there was no pod
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", name, err)
+	}
+	return netlink.LinkDel(link)
 }
 
 // NewShim puts another build of the shim in place of the one that is installed: one that does the same.
