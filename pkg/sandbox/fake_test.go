@@ -85,7 +85,11 @@ func (f *fakeNetwork) Setup(ctx context.Context, p cni.Pod) (cni.Result, error) 
 	hold := f.hold
 	f.mu.Unlock()
 	if hold != nil {
-		<-hold
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return cni.Result{}, ctx.Err()
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -134,6 +138,8 @@ type fakeShim struct {
 
 	imagesErr error // of MountImages
 	createErr error
+	stuck     bool // Create waits for the end of its context
+	inits     []wire.InitArgs
 	deleteErr error
 	specs     map[string]*specs.Spec // of what was created
 }
@@ -145,7 +151,11 @@ func (f *fakeShim) RootfsPath(id string) string                             { re
 func (f *fakeShim) MountImages(context.Context, string, []wire.Image) error { return f.imagesErr }
 func (f *fakeShim) ImagePath(string, int) string                            { return f.dir }
 
-func (f *fakeShim) Create(_ context.Context, id string, o libct.CreateOptions) (int, error) {
+func (f *fakeShim) Create(ctx context.Context, id string, o libct.CreateOptions) (int, error) {
+	if f.stuck {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.createErr != nil {
@@ -220,9 +230,10 @@ func (f *fakeShim) Delete(_ context.Context, id string) error {
 	return nil
 }
 
-func (f *fakeShim) StartInit(_ context.Context, pod string, _ wire.InitArgs, _ *specs.LinuxSeccomp, _ ...*os.File) (int, error) {
+func (f *fakeShim) StartInit(_ context.Context, pod string, a wire.InitArgs, _ *specs.LinuxSeccomp, _ ...*os.File) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.inits = append(f.inits, a)
 	f.states[pod] = &wire.ContainerState{ID: pod, Pid: os.Getpid(), Init: true, Started: true}
 	return os.Getpid(), nil
 }

@@ -199,6 +199,10 @@ var units = map[string]int64{
 	"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
 }
 
+// initOOMScoreAdj makes the kernel spare an init, whose end is that of all containers of its pod, for as long as there is
+// anything else to kill. It is what the kubelet means a pod's own process to have.
+const initOOMScoreAdj = -998
+
 // startInit starts pid 1 of the pod's shared PID namespace.
 func (m *Manager) startInit(ctx context.Context, id string, cfg *runtimeapi.PodSandboxConfig) (int, error) {
 	path, err := spec.CgroupsPath(cfg.GetLinux().GetCgroupParent(), id, m.o.Defaults.SystemdCgroup)
@@ -209,8 +213,9 @@ func (m *Manager) startInit(ctx context.Context, id string, cfg *runtimeapi.PodS
 	if err != nil {
 		return 0, err
 	}
+	score := max(initOOMScoreAdj, m.o.Host.MinOOMScoreAdj)
 	args := wire.InitArgs{
-		CgroupPath: path, Systemd: m.o.Defaults.SystemdCgroup,
+		CgroupPath: path, Systemd: m.o.Defaults.SystemdCgroup, OOMScoreAdj: &score,
 		UID: who.UID, GID: who.GID, Groups: who.Groups,
 	}
 	flags := ownNamespaces(cfg)

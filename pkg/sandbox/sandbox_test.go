@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -132,6 +134,59 @@ func TestRunPodJoins(t *testing.T) {
 	for _, cfg := range []*runtimeapi.PodSandboxConfig{ambiguous, joined} {
 		if _, err := n.RunPod(background, cfg, ""); err != nil {
 			t.Errorf("names that look alike when joined: %v", err)
+		}
+	}
+}
+
+// TestCreationIsBounded: what hangs ends in time and leaves nothing, and until then a caller is answered by its own deadline.
+// rows: D-60, D-67
+func TestCreationIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		pod := n.runPod("good")
+		n.net.hold = make(chan struct{})
+		n.fake.stuck = true
+		for what, create := range map[string]func(context.Context) error{
+			"pod": func(ctx context.Context) error { _, err := n.RunPod(ctx, podConfig("hangs"), ""); return err },
+			"container": func(ctx context.Context) error {
+				_, err := n.CreateContainer(ctx, pod, containerConfig("hangs"))
+				return err
+			},
+		} {
+			const kubelet = 2 * time.Minute // runtimeRequestTimeout
+			ctx, cancel := context.WithTimeout(background, kubelet)
+			began := time.Now()
+			err := create(ctx)
+			cancel()
+			if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took != kubelet {
+				t.Errorf("a %s that hangs: after %v %v", what, took, err)
+			}
+			err = create(background) // joins
+			if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took != createLimit {
+				t.Errorf("a %s that hangs for good: after %v %v", what, took, err)
+			}
+		}
+		if pods, containers := len(n.Pods()), len(n.Containers()); pods != 1 || containers != 0 {
+			t.Errorf("%d pods and %d containers are left", pods, containers)
+		}
+		n.net.hold, n.fake.stuck = nil, false
+		n.create(pod, "hangs") // the name is free
+	})
+}
+
+// TestInitIsKilledLast: by the kernel, which cannot be asked here for what only root of the whole machine may have.
+// rows: D-104
+func TestInitIsKilledLast(t *testing.T) {
+	n := newNode(t)
+	for lowest, want := range map[int]int{-1000: -998, -500: -500} {
+		n.o.Host.MinOOMScoreAdj = lowest
+		cfg := podConfig(fmt.Sprint("init", lowest))
+		cfg.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		if _, err := n.RunPod(background, cfg, ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := *n.fake.inits[len(n.fake.inits)-1].OOMScoreAdj; got != want {
+			t.Errorf("oom_score_adj %d where %d is the lowest, want %d", got, lowest, want)
 		}
 	}
 }

@@ -134,6 +134,16 @@ const loopbackBusybox = "localhost:5000/e2e-test-images/busybox:1.29-2"
 // extraNode is a node that has busybox and goes with the test, which leaves nothing behind.
 func extraNode(t *testing.T, name string, o node.Options) *node.Node {
 	t.Helper()
+	x := emptyNode(t, name, o)
+	if _, err := x.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: loopbackBusybox}}); err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// emptyNode is one without any image.
+func emptyNode(t *testing.T, name string, o node.Options) *node.Node {
+	t.Helper()
 	leavesNothing(t)
 	x, err := node.Start(name, o)
 	if err != nil {
@@ -144,9 +154,6 @@ func extraNode(t *testing.T, name string, o node.Options) *node.Node {
 			t.Error(err)
 		}
 	})
-	if _, err := x.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: loopbackBusybox}}); err != nil {
-		t.Fatal(err)
-	}
 	return x
 }
 

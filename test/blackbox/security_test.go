@@ -234,7 +234,7 @@ func TestPidModes(t *testing.T) {
 }
 
 // The pod's init is who the pod's security context says, and as confined; never has it capabilities or files.
-// rows: SS-03, SS-04, SS-05, SS-07
+// rows: SS-03, SS-04, SS-05, SS-07, D-104
 func TestPodInit(t *testing.T) {
 	ours(t)
 	with := func(sc *runtimeapi.LinuxSandboxSecurityContext) map[string]string {
@@ -249,6 +249,7 @@ func TestPodInit(t *testing.T) {
 		s := p.initStatus()
 		equal(t, "capabilities", s["CapPrm"]+s["CapEff"]+s["CapBnd"], strings.Repeat("0", 48))
 		equal(t, "no_new_privs", s["NoNewPrivs"], "1")
+		equal(t, "oom_score_adj", nodeFile(t, "/proc/"+s["Pid"]+"/oom_score_adj"), lowestScore(t))
 		err := os.Mkdir("/proc/"+s["Pid"]+"/root/x", 0o700)
 		if !errors.Is(err, unix.EROFS) {
 			t.Errorf("the root of the init can be written to: %v", err)
@@ -286,6 +287,19 @@ func TestPodInit(t *testing.T) {
 		equal(t, c.name+": supplemental groups", s["Groups"], c.groups)
 		equal(t, c.name+": seccomp mode", s["Seccomp"], c.filtered)
 	}
+}
+
+// lowestScore is -998 or, where only CAP_SYS_RESOURCE could give so little, what every process has here.
+func lowestScore(t *testing.T) string {
+	t.Helper()
+	own := nodeFile(t, "/proc/self/oom_score_adj")
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-998"), 0); err != nil {
+		return own
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(own), 0); err != nil {
+		t.Fatal(err)
+	}
+	return "-998\n"
 }
 
 // initStatus reads /proc/PID/status of the pod's init, when that has all that it takes on: a filter is the last.

@@ -41,8 +41,9 @@ type Node struct {
 
 // Options are how a node differs from the usual one, which has a configuration file and a network of its own.
 type Options struct {
-	Bare          bool // no configuration file at all, as on a fresh machine, and so the built-in network
-	PrivateMounts bool // the daemon's mounts are not shared with anybody, as on a machine without systemd
+	Bare          bool   // no configuration file at all, as on a fresh machine, and so the built-in network
+	PrivateMounts bool   // the daemon's mounts are not shared with anybody, as on a machine without systemd
+	Config        string // tables for the end of its configuration file
 }
 
 // conflist is the network of a node: a bridge with both families and host ports.
@@ -83,8 +84,8 @@ func (n *Node) configure(name string) error {
 	for file, text := range map[string]string{
 		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n"+
 			"[nri]\nsocket = %q\nplugin_dir = %q\n[cdi]\nspec_dirs = [%q]\n"+
-			"[handler.special]\nulimits = [\"nofile=500:600\", \"core=0\"]\nannotations = [\"ulimits\", \"writable-cgroups\"]\n[handler.plain]\n",
-			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks, n.Plugins(), filepath.Join(n.Dir, "nri.d"), n.Devices()),
+			"[handler.special]\nulimits = [\"nofile=500:600\", \"core=0\"]\nannotations = [\"ulimits\", \"writable-cgroups\"]\n[handler.plain]\n%s",
+			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks, n.Plugins(), filepath.Join(n.Dir, "nri.d"), n.Devices(), n.options.Config),
 		filepath.Join(hosts, "hosts.toml"):       fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", *registry),
 		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, name, filepath.Join(n.Dir, "ipam"), 232+subnets.Add(1)),
 	} {
