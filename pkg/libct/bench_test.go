@@ -27,7 +27,7 @@ func BenchmarkRun(b *testing.B) {
 		n.create(spec, id)
 		n.must(n.Start(b.Context(), id))
 		b.StopTimer()
-		n.must(n.Delete(b.Context(), id))
+		n.must(n.Delete(b.Context(), id, ""))
 	}
 }
 
@@ -72,7 +72,7 @@ func BenchmarkDelete(b *testing.B) {
 		n.run(id, "sleep", "1000")
 		b.StartTimer()
 		n.must(n.Signal(b.Context(), id, unix.SIGKILL, false))
-		n.must(n.Delete(b.Context(), id))
+		n.must(n.Delete(b.Context(), id, ""))
 	}
 }
 
@@ -99,6 +99,6 @@ func BenchmarkRunIdle(b *testing.B) {
 		n.create(spec, id)
 		n.must(n.Start(b.Context(), id))
 		b.StopTimer()
-		n.must(n.Delete(b.Context(), id))
+		n.must(n.Delete(b.Context(), id, ""))
 	}
 }

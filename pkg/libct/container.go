@@ -96,7 +96,7 @@ func (s *Shim) Create(ctx context.Context, id string, o CreateOptions) (pid int,
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
-	return 0, errors.Join(err, s.Delete(clean, id))
+	return 0, errors.Join(err, s.Delete(clean, id, ""))
 }
 
 // writeSpec writes config.json for the shim, in which the seccomp profile is
@@ -182,9 +182,10 @@ func (s *Shim) Resume(ctx context.Context, id string) error {
 }
 
 // Delete kills what is left of the container, removes its cgroup, unmounts its rootfs and removes
-// <state>/containers/<id>. A container that is not there is no error. Works from the ID alone.
-func (s *Shim) Delete(ctx context.Context, id string) error {
-	if err := s.simple(ctx, &wire.Request{Method: wire.Delete, ID: id}); err != nil {
+// <state>/containers/<id>. A container that is not there is no error. Works from the ID alone; should even the
+// directory be lost, cgroup (as in the spec's linux.cgroupsPath; empty: not known) says where its processes are.
+func (s *Shim) Delete(ctx context.Context, id, cgroup string) error {
+	if err := s.simple(ctx, &wire.Request{Method: wire.Delete, ID: id, Cgroup: cgroup}); err != nil {
 		return err
 	}
 	s.dropSpare(id)

@@ -39,8 +39,8 @@ func TestRun(t *testing.T) {
 	if err := n.ReopenLog(t.Context(), "c"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("reopen the log of an ended container: %v", err)
 	}
-	n.must(n.Delete(t.Context(), "c"))
-	n.must(n.Delete(t.Context(), "c"))
+	n.must(n.Delete(t.Context(), "c", ""))
+	n.must(n.Delete(t.Context(), "c", ""))
 }
 
 // rows: T-18
@@ -130,7 +130,7 @@ func TestCreateFails(t *testing.T) {
 	if _, err := n.Create(t.Context(), "../c", CreateOptions{Spec: n.spec("c", "true")}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("create ../c: %v", err)
 	}
-	n.must(n.Delete(t.Context(), "c"))
+	n.must(n.Delete(t.Context(), "c", ""))
 }
 
 // rows: D-30
@@ -267,7 +267,7 @@ func TestHostPidLeavesNothing(t *testing.T) {
 func TestDeleteKills(t *testing.T) {
 	n := newNode(t)
 	pid := n.run("c", "sleep", "1000")
-	n.must(n.Delete(t.Context(), "c"))
+	n.must(n.Delete(t.Context(), "c", ""))
 	if alive(pid) {
 		t.Error("its process lives")
 	}

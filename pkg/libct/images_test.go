@@ -61,7 +61,7 @@ func TestImages(t *testing.T) {
 		if got := n.logged(id); got != want {
 			t.Errorf("%s: %q, want %q", id, got, want)
 		}
-		n.must(n.Delete(t.Context(), id))
+		n.must(n.Delete(t.Context(), id, ""))
 	}
 }
 
@@ -79,11 +79,11 @@ func TestImageSubPaths(t *testing.T) {
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), reason) {
 			t.Errorf("%s: %v, want %s", sub, err, reason)
 		}
-		n.must(n.Delete(t.Context(), "c"))
+		n.must(n.Delete(t.Context(), "c", ""))
 	}
 	err := n.MountImages(t.Context(), "d", []wire.Image{{Layers: wire.Rootfs{Lower: lower}}})
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a root filesystem: %v", err)
 	}
-	n.must(n.Delete(t.Context(), "d"))
+	n.must(n.Delete(t.Context(), "d", ""))
 }

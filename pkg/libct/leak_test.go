@@ -51,9 +51,9 @@ func TestNothingLeaks(t *testing.T) {
 		n.must(p.Close())
 		n.must(n.Signal(t.Context(), id, unix.SIGKILL, false))
 		n.exit(id)
-		n.must(n.Delete(t.Context(), id))
+		n.must(n.Delete(t.Context(), id, ""))
 		n.create(n.spec(id, "nope"), id) // never starts
-		n.must(n.Delete(t.Context(), id))
+		n.must(n.Delete(t.Context(), id, ""))
 	}
 	for i := range 5 {
 		round(i) // what is opened once for all

@@ -170,7 +170,7 @@ func (n *node) end(base string) {
 		t.Error(err)
 	}
 	for _, c := range list {
-		if err := n.Delete(ctx, c.ID); err != nil {
+		if err := n.Delete(ctx, c.ID, ""); err != nil {
 			t.Error(err)
 		}
 	}

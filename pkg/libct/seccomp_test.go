@@ -40,5 +40,5 @@ func TestSeccomp(t *testing.T) {
 	if _, err := n.Create(t.Context(), "d", CreateOptions{Spec: bad}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("create with a bad profile: %v", err)
 	}
-	n.must(n.Delete(t.Context(), "d"))
+	n.must(n.Delete(t.Context(), "d", ""))
 }

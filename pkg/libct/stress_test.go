@@ -56,12 +56,12 @@ func (n *node) oneLife(id string) error {
 	for {
 		err := n.tryLife(id)
 		if err == nil {
-			return n.Delete(ctx, id)
+			return n.Delete(ctx, id, "")
 		}
 		if !strings.Contains(err.Error(), errHungUp.Error()) && !strings.Contains(err.Error(), "not mounted") {
 			return fmt.Errorf("%s: %w", id, err)
 		}
-		if err := n.Delete(ctx, id); err != nil {
+		if err := n.Delete(ctx, id, ""); err != nil {
 			return fmt.Errorf("%s: %w", id, err)
 		}
 	}

@@ -157,7 +157,7 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	m.containerRemoved(ctx, c)
-	if err := errors.Join(m.shim.Delete(ctx, c.id), os.RemoveAll(m.containerDir(c.id))); err != nil {
+	if err := errors.Join(m.shim.Delete(ctx, c.id, m.cgroup(c.id, c.pod.snapshot().Config)), os.RemoveAll(m.containerDir(c.id))); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
 	m.releaseImages(c)

@@ -220,7 +220,7 @@ func (f *fakeShim) failDelete(err error) {
 	f.deleteErr = err
 }
 
-func (f *fakeShim) Delete(_ context.Context, id string) error {
+func (f *fakeShim) Delete(_ context.Context, id, _ string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.deleteErr != nil {

@@ -90,7 +90,7 @@ func (m *Manager) killContainers(ctx context.Context, p *pod) error {
 func (m *Manager) releasePod(ctx context.Context, p *pod) error {
 	cfg := p.snapshot().Config
 	return pass(ctx, nil, []stage{
-		{"init", func(ctx context.Context) error { return m.shim.Delete(ctx, p.id) }},
+		{"init", func(ctx context.Context) error { return m.shim.Delete(ctx, p.id, m.cgroup(p.id, cfg)) }},
 		{"network", func(ctx context.Context) error {
 			if spec.HostNetwork(cfg) {
 				return nil

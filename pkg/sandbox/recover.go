@@ -171,12 +171,22 @@ func (m *Manager) reconcileContainer(c *container, s wire.ContainerState, known 
 	switch {
 	case !known:
 		err = errors.Join(err, m.endLocked(c, lost("the shim does not know the container any more")))
+		m.finish("container", c.id, func(ctx context.Context) error { return m.endStray(ctx, c) })
 	case s.Exit != nil:
 		err = errors.Join(err, m.endLocked(c, exitOf(*s.Exit)))
 	}
 	if err != nil {
 		m.log.WithError(err).WithField("container", c.id).Error("The state of a container could not be recorded")
 	}
+}
+
+// endStray ends the processes of a container that the shim does not know: they must not run beside those that take its place.
+func (m *Manager) endStray(ctx context.Context, c *container) error {
+	if err := c.op.lock(ctx, "end what is left of container "+c.id); err != nil {
+		return err
+	}
+	defer c.op.unlock()
+	return m.shim.Delete(ctx, c.id, m.cgroup(c.id, c.pod.snapshot().Config))
 }
 
 // finishHalfDone removes what is half made, and ends stops and removals that were under way.
@@ -227,12 +237,12 @@ func (m *Manager) sweep(ctx context.Context) {
 	errs = append(errs, err)
 	for _, s := range list {
 		if !m.claimed(s.ID) {
-			errs = append(errs, m.shim.Delete(ctx, s.ID))
+			errs = append(errs, m.shim.Delete(ctx, s.ID, ""))
 		}
 	}
 	errs = append(errs,
 		m.sweepDir(m.containersDir(), func(id string) error {
-			return errors.Join(m.shim.Delete(ctx, id), os.RemoveAll(m.containerDir(id)))
+			return errors.Join(m.shim.Delete(ctx, id, ""), os.RemoveAll(m.containerDir(id)))
 		}),
 		m.sweepDir(m.podsDir(), m.removeFiles))
 	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {

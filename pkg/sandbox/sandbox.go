@@ -49,6 +49,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/pkg/cni"
 	"github.com/criserver/criserver/pkg/cri/spec"
@@ -92,7 +93,7 @@ type Shim interface {
 	Resize(id string, width, height uint16) error
 	ReopenLog(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, r *specs.LinuxResources) error
-	Delete(ctx context.Context, id string) error
+	Delete(ctx context.Context, id, cgroup string) error
 	StartInit(ctx context.Context, pod string, a wire.InitArgs, profile *specs.LinuxSeccomp, join ...*os.File) (pid int, err error)
 	List(ctx context.Context) ([]wire.ContainerState, error)
 	Spec(id string) (*specs.Spec, error)
@@ -258,6 +259,15 @@ func (m *Manager) detached(ctx context.Context, limit time.Duration, what string
 
 func (m *Manager) podsDir() string       { return filepath.Join(m.o.State, "pods") }
 func (m *Manager) containersDir() string { return filepath.Join(m.o.Root, "containers") }
+
+// cgroup is that of a container or init; empty for a parent that cannot be, below which nothing was made.
+func (m *Manager) cgroup(id string, pod *runtimeapi.PodSandboxConfig) string {
+	path, err := spec.CgroupsPath(pod.GetLinux().GetCgroupParent(), id, m.o.Defaults.SystemdCgroup)
+	if err != nil {
+		return ""
+	}
+	return path
+}
 
 func (m *Manager) podDir(id string) string       { return filepath.Join(m.podsDir(), id) }
 func (m *Manager) containerDir(id string) string { return filepath.Join(m.containersDir(), id) }

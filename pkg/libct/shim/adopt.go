@@ -126,7 +126,7 @@ func (s *Shim) reopenStreams(c *container) (err error) {
 // failure of Create.
 func (s *Shim) dismantle(c *container) error {
 	defer s.drop(c.id)
-	if err := s.wipe(c.id, &record{}); err != nil {
+	if err := s.wipe(c.id, "", &record{}); err != nil {
 		return err
 	}
 	for _, name := range []string{stdinFIFO, stdoutFIFO, stderrFIFO} {

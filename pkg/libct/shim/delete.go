@@ -23,8 +23,8 @@ import (
 const killPatience = 10 * time.Second
 
 // delete removes all that a container or init is. It works from the ID alone,
-// whatever is left, and may be repeated.
-func (s *Shim) delete(id string) error {
+// whatever is left, and may be repeated. With nothing left to tell the cgroup it is cgroup.
+func (s *Shim) delete(id, cgroup string) error {
 	c, err := s.lock(id)
 	if err == nil {
 		defer c.op.Unlock()
@@ -42,7 +42,7 @@ func (s *Shim) delete(id string) error {
 		}
 	}
 	if err == nil {
-		err = s.wipe(id, &c.record)
+		err = s.wipe(id, cgroup, &c.record)
 	}
 	s.dropMounts(id)
 	if err == nil {
@@ -98,11 +98,11 @@ func (s *Shim) kill(c *container) error {
 
 // wipe removes processes, cgroup and libcontainer's state of a container that is
 // not in our hands, by libcontainer if it still knows it, else piece by piece.
-func (s *Shim) wipe(id string, r *record) error {
+func (s *Shim) wipe(id, cgroup string, r *record) error {
 	if err := killStray(r); err != nil {
 		return err
 	}
-	m, err := s.anyManager(id, r)
+	m, err := s.anyManager(id, cgroup, r)
 	if err != nil {
 		return err
 	}
@@ -142,17 +142,20 @@ func killStray(r *record) error {
 }
 
 // anyManager returns the cgroup that a record names or, without a record, the
-// spec; nil if there is neither.
-func (s *Shim) anyManager(id string, r *record) (cgroups.Manager, error) {
+// spec or, without a spec, the caller; nil if nobody does.
+func (s *Shim) anyManager(id, cgroup string, r *record) (cgroups.Manager, error) {
 	if r.Cgroup != nil {
 		return r.manager()
 	}
 	var spec specs.Spec
 	if err := readJSON(filepath.Join(s.dir(id), configFile), &spec); err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			s.log.WithError(err).WithField("container", id).Warn("cgroup is not known")
+			s.log.WithError(err).WithField("container", id).Warn("the spec cannot be read, which names the cgroup")
 		}
-		return nil, nil
+		if cgroup == "" {
+			return nil, nil
+		}
+		spec = specs.Spec{Linux: &specs.Linux{CgroupsPath: cgroup}}
 	}
 	config, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
 		CgroupName: id, Spec: &spec, UseSystemdCgroup: r.Args.SystemdCgroup || systemdForm(spec.Linux),

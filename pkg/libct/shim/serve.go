@@ -128,7 +128,7 @@ func (s *Shim) call(req *wire.Request, files []*os.File) (reply wire.Reply, out 
 	case wire.Pause, wire.Resume:
 		err = s.pause(req.ID, req.Method == wire.Pause)
 	case wire.Delete:
-		err = s.delete(req.ID)
+		err = s.delete(req.ID, req.Cgroup)
 	case wire.List:
 		reply.Containers = s.list()
 	case wire.Shutdown:

@@ -69,6 +69,7 @@ type Request struct {
 	Pid       int                   `json:"pid,omitempty"` // Signal: the exec with this pid and all its descendants that can be found
 	Resources *specs.LinuxResources `json:"resources,omitempty"`
 	Path      string                `json:"path,omitempty"`
+	Cgroup    string                `json:"cgroup,omitempty"` // Delete: linux.cgroupsPath of a container of which nothing else is known
 }
 
 // Reply is what the shim answers.
