@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/unit"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -139,6 +140,46 @@ func TestSampleNetwork(t *testing.T) {
 	}
 }
 
+// TestUnit holds the systemd unit to what the daemon relies on.
+// rows: D-175
+func TestUnit(t *testing.T) {
+	f, err := os.Open("../../deploy/criserver.service")
+	must(t, err)
+	defer f.Close()
+	options, err := unit.DeserializeOptions(f)
+	must(t, err)
+	got := map[string]string{}
+	for _, o := range options {
+		got[o.Section+"."+o.Name] = o.Value
+	}
+	for key, want := range map[string]string{
+		"Unit.Before":  "kubelet.service",
+		"Service.Type": "notify", "Service.Restart": "always", "Service.KillMode": "process", "Service.Delegate": "yes",
+		"Service.ExecReload": "/bin/kill -HUP $MAINPID", "Service.OOMScoreAdjust": "-999", "Service.TasksMax": "infinity",
+		"Service.LimitNPROC": "infinity", "Service.LimitCORE": "infinity", "Install.WantedBy": "multi-user.target",
+	} {
+		if got[key] != want {
+			t.Errorf("%s=%s, want %s", key, got[key], want)
+		}
+	}
+	cmd := command()
+	if args := strings.Fields(got["Service.ExecStart"]); filepath.Base(args[0]) != cmd.Name() || cmd.ParseFlags(args[1:]) != nil {
+		t.Errorf("ExecStart=%s", got["Service.ExecStart"])
+	}
+}
+
+// TestSocketForKubernetes: kubeadm and the kubelet look for other runtimes' sockets, so their configurations name ours.
+// rows: D-170
+func TestSocketForKubernetes(t *testing.T) {
+	for file, key := range map[string]string{"kubeadm.yaml": "criSocket", "kubelet.yaml": "containerRuntimeEndpoint"} {
+		text, err := os.ReadFile("../../deploy/kubernetes/" + file)
+		must(t, err)
+		if want := key + ": unix://" + config.Default().Listen + "\n"; !strings.Contains(string(text), want) {
+			t.Errorf("%s does not say %s", file, want)
+		}
+	}
+}
+
 // rig is a daemon in a process of its own, with everything below one directory.
 type rig struct {
 	dir, shim string
@@ -241,6 +282,7 @@ func (r *rig) endShim(t *testing.T) {
 	}
 }
 
+// rows: D-176, D-177
 func TestDaemon(t *testing.T) {
 	r := newRig(t)
 	r.start(t)

@@ -205,6 +205,28 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	}
 }
 
+// TestCapabilityInAChain: of two plugins in a chain only the one that declares a capability is told.
+// rows: P-035b
+func TestCapabilityInAChain(t *testing.T) {
+	dir := t.TempDir()
+	script := "cat > " + dir + "/$CNI_COMMAND.$(basename $0); [ $CNI_COMMAND = DEL ] && exit 0; echo '" + strings.ReplaceAll(oneAddress, "IP", "2") + "'"
+	bin := fakePlugins(t, "first", script)
+	if err := os.WriteFile(filepath.Join(bin, "second"), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n := openWith(t, `{"cniVersion":"1.0.0","name":"chain","plugins":[{"type":"first"},{"type":"second","capabilities":{"io.kubernetes.cri.pod-annotations":true}}]}`,
+		func(o *Options) { o.BinDirs = []string{bin} })
+	p := newPod(t)
+	p.Annotations = map[string]string{"a": "b"}
+	setup(t, n, p)
+	for plugin, want := range map[string]bool{"first": false, "second": true} {
+		conf, err := os.ReadFile(dir + "/ADD." + plugin)
+		if err != nil || strings.Contains(string(conf), `{"a":"b"}`) != want {
+			t.Errorf("the %s plugin was told %s, %v", plugin, conf, err)
+		}
+	}
+}
+
 // TestUnknownKey: a key that the built-in plugin does not know is for the real one.
 func TestUnknownKey(t *testing.T) {
 	conf := strings.Replace(plain(t, "key", t.TempDir()), `"hairpinMode":true`, `"hairpinMode":true,"newOption":1`, 1)

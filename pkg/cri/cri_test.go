@@ -21,12 +21,13 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/imagesvc"
 	"github.com/criserver/criserver/pkg/libct"
 	"github.com/criserver/criserver/pkg/sandbox"
 )
 
-// rows: D-51, GAP-29, GAP-35
+// rows: D-51, D-53, GAP-29, GAP-35
 func TestErrorCodes(t *testing.T) {
 	for _, tc := range []struct {
 		err  error
@@ -50,6 +51,8 @@ func TestErrorCodes(t *testing.T) {
 		{errors.New("disk on fire"), codes.Unknown, "disk on fire"},
 		{fmt.Errorf("start c: %w", &libct.StartError{Reason: "exec /x: no such file"}), codes.Unknown, "start c: exec /x: no such file"},
 		{fmt.Errorf("%w: %w", &libct.StartError{Reason: "no file"}, errdefs.ErrNotFound), codes.Unknown, "no file: not found"},
+		{fmt.Errorf("create: %w", &spec.RROUnsupportedError{Err: fmt.Errorf("mounts[0]: %w", errdefs.ErrInvalidArgument)}), codes.InvalidArgument,
+			"RROUnsupported: create: mounts[0]: invalid argument"},
 		{fmt.Errorf("dial: %w", imagesvc.ErrRegistryUnavailable), codes.Unknown, "RegistryUnavailable: dial: " + imagesvc.ErrRegistryUnavailable.Error()},
 		{fmt.Errorf("%w: %w", imagesvc.ErrRegistryUnavailable, context.DeadlineExceeded), codes.Unknown,
 			"RegistryUnavailable: " + imagesvc.ErrRegistryUnavailable.Error() + ": context deadline exceeded"},
@@ -686,6 +689,7 @@ func TestEventsEndWithTheServer(t *testing.T) {
 	e.Server.closing = make(chan struct{}) // Close ends it again
 }
 
+// rows: D-55
 func TestOldVersionIsNotServed(t *testing.T) {
 	e := newEdge(t)
 	err := e.conn.Invoke(t.Context(), "/runtime.v1alpha2.RuntimeService/Version", &runtimeapi.VersionRequest{}, &runtimeapi.VersionResponse{})

@@ -59,8 +59,12 @@ func toStatus(err error) error {
 	}
 	text := err.Error()
 	var volume *spec.ImageVolumeError
-	if errors.As(err, &volume) { // a prefix that the kubelet looks for, too
+	var rro *spec.RROUnsupportedError
+	switch { // prefixes that the kubelet looks for, too
+	case errors.As(err, &volume):
 		text = fmt.Sprintf("%v: %v", crierrors.ErrImageVolumeMountFailed, err)
+	case errors.As(err, &rro):
+		text = fmt.Sprintf("%v: %v", crierrors.ErrRROUnsupported, err)
 	}
 	for _, kind := range kinds {
 		if kind.is(err) {

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/pkg/cri/spec"
 	"github.com/criserver/criserver/pkg/imagesvc"
 	"github.com/criserver/criserver/pkg/rootfs"
 	"github.com/criserver/criserver/pkg/sandbox"
@@ -214,7 +215,7 @@ func newEdge(t testing.TB) *edge {
 	var err error
 	e.Server, err = New(Options{
 		Sandboxes: e.sandboxes, Images: e.images, Network: e.network,
-		Handlers: []string{"special"}, State: "/run/criserver", Root: "/var/lib/criserver", CNIConfDir: "/etc/cni/net.d",
+		Handlers: []string{"special"}, Host: spec.Host{MountSetattr: true}, State: "/run/criserver", Root: "/var/lib/criserver", CNIConfDir: "/etc/cni/net.d",
 		Version: "1.2.3", Config: func() any { return map[string]string{"listen": "here"} }, Log: logrus.NewEntry(log),
 	})
 	if err != nil {

@@ -133,7 +133,7 @@ type Server struct {
 func New(o Options) (*Server, error) {
 	s := &Server{
 		sandboxes: o.Sandboxes, images: o.Images, network: o.Network,
-		options: o, handlers: runtimeHandlers(o.Handlers), metrics: servedMetrics(o), log: o.Log, closing: make(chan struct{}),
+		options: o, handlers: runtimeHandlers(o.Handlers, o.Host.MountSetattr), metrics: servedMetrics(o), log: o.Log, closing: make(chan struct{}),
 	}
 	var err error
 	s.streaming, err = streaming.New(streaming.Options{

@@ -3,7 +3,6 @@ package cri
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"runtime"
 
@@ -83,9 +82,7 @@ const maxLogLine = 16 << 10
 
 // runtimeHandlers are the default handler and the named ones, with what this kernel lets them do. All run containers in
 // the same way.
-func runtimeHandlers(names []string) []*runtimeapi.RuntimeHandler {
-	// A kernel without mount_setattr(2) (before 5.12) has neither recursive read-only nor idmapped mounts.
-	mountSetattr := !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}), unix.ENOSYS)
+func runtimeHandlers(names []string, mountSetattr bool) []*runtimeapi.RuntimeHandler {
 	userNamespaces := unix.Access("/proc/self/ns/user", unix.F_OK) == nil
 	features := &runtimeapi.RuntimeHandlerFeatures{
 		RecursiveReadOnlyMounts: mountSetattr,

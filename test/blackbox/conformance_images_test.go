@@ -164,7 +164,7 @@ func platformDigests(t *testing.T, repo, tag string) (index, manifest string) {
 }
 
 // Users of images, and what there is to say in detail.
-// rows: IM-10, IM-13, IM-20, P-109, IM-04, I-04
+// rows: IM-10, IM-13, IM-20, P-109, IM-04, I-04, GAP-06
 func TestImageStatusFields(t *testing.T) {
 	ours(t)
 	const users = "gcr.io/k8s-staging-cri-tools/test-image-user-"
@@ -193,6 +193,10 @@ func TestImageStatusFields(t *testing.T) {
 	}
 	_, err = n.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox, RuntimeHandler: "nosuch"}})
 	refused(t, err, codes.InvalidArgument, "nosuch")
+	r, err = n.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: busybox, RuntimeHandler: "special"}})
+	if err != nil || r.ImageRef != imageStatus(t, busybox).Id { // all handlers are of this platform: one image serves them
+		t.Errorf("a pull for a handler: %v, %v", r, err)
+	}
 }
 
 // An image goes although a container uses it, and the container does not notice.

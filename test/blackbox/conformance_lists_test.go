@@ -86,7 +86,7 @@ func state(s runtimeapi.ContainerState) *runtimeapi.ContainerStateValue {
 }
 
 // Lists and their streams have what the filter says, each once.
-// rows, T-26, T-27, D-16, P-029, P-030
+// rows, T-26, T-27, D-16, P-029, P-030, D-56, D-211
 func TestFilterContainers(t *testing.T) {
 	f := newFleet(t)
 	const running, created, exited = runtimeapi.ContainerState_CONTAINER_RUNNING, runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_EXITED
@@ -124,7 +124,7 @@ func TestFilterContainers(t *testing.T) {
 	}
 }
 
-// rows, T-10, T-11, T-12, T-27, D-16, P-008
+// rows, T-10, T-11, T-12, T-27, D-16, P-008, D-56, D-211
 func TestFilterPods(t *testing.T) {
 	f := newFleet(t)
 	if _, err := n.Runtimes.StopPodSandbox(f.db.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: f.db.id}); err != nil {
@@ -163,7 +163,7 @@ func TestFilterPods(t *testing.T) {
 }
 
 // Stats are of what runs, by the same filters.
-// rows, T-27, P-073, P-074, P-075, P-075a, P-076, P-076b
+// rows, T-27, P-073, P-074, P-075, P-075a, P-076, P-076b, D-56, D-211
 func TestFilterStats(t *testing.T) {
 	f := newFleet(t)
 	for _, c := range []struct {
@@ -339,7 +339,7 @@ func watch(t *testing.T) <-chan *runtimeapi.ContainerEventResponse {
 }
 
 // Two readers see the same story of a pod, with the statuses of each moment; a third that does not read holds up nobody.
-// rows: R-32, E-01, E-02, E-03, E-04, E-05, E-06, E-07, P-081, P-082, X-20
+// rows: R-32, E-01, E-02, E-03, E-04, E-05, E-06, E-07, P-081, P-082, X-20, D-211
 func TestEvents(t *testing.T) {
 	ours(t)
 	stuck, err := n.Runtimes.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})

@@ -42,7 +42,7 @@ func TestCrictl(t *testing.T) {
 }
 
 // What is not offered says so at once, and a container is not touched by it.
-// rows: CK-04, D-190, X-26, D-27
+// rows: CK-04, D-190, X-26, D-27, D-55
 func TestWhatIsNotOffered(t *testing.T) {
 	ours(t)
 	p := newPod(t)

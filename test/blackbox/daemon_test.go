@@ -77,6 +77,7 @@ func TestBadConfiguration(t *testing.T) {
 }
 
 // SIGHUP reads the configuration again; a broken file changes nothing, and no pod notices.
+// rows: D-177
 func TestReload(t *testing.T) {
 	ours(t)
 	p := newPod(t)

@@ -38,6 +38,7 @@ func DetectHost() (Host, error) {
 	}
 	// With a filter at a null address a kernel that has seccomp filters answers EFAULT, one without EINVAL.
 	h.Seccomp = errors.Is(unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, 0, 0, 0), unix.EFAULT)
+	h.MountSetattr = !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}), unix.ENOSYS)
 	h.SELinux = exists("/sys/fs/selinux/enforce")
 	enabled, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	h.AppArmor = strings.HasPrefix(string(enabled), "Y") && exists("/sys/kernel/security/apparmor")

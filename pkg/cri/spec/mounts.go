@@ -167,6 +167,8 @@ func (b *builder) mount(s *specs.Spec, field string, m *runtimeapi.Mount) (specs
 	}
 	out.Options = []string{"rbind", propagation}
 	switch {
+	case m.GetRecursiveReadOnly() && !b.Host.MountSetattr:
+		return out, &RROUnsupportedError{invalid(field+".recursive_read_only", "the kernel of this host cannot do it (Linux 5.12 can)")}
 	case m.GetRecursiveReadOnly():
 		out.Options = append(out.Options, "ro", "rro")
 	case m.GetReadonly() || IsImage(m):
@@ -328,6 +330,13 @@ func (c *check) image(field string, m *runtimeapi.Mount) error {
 
 // IsImage says whether the source of a mount is an image.
 func IsImage(m *runtimeapi.Mount) bool { return m.GetImage().GetImage() != "" }
+
+// RROUnsupportedError says that this host has no recursive read-only mounts. The edge marks it for the kubelet.
+type RROUnsupportedError struct{ Err error }
+
+func (e *RROUnsupportedError) Error() string { return e.Err.Error() }
+
+func (e *RROUnsupportedError) Unwrap() error { return e.Err }
 
 // ImageVolumeError says that an image cannot be mounted as a volume. The edge marks it for the kubelet.
 type ImageVolumeError struct{ Err error }

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"strings"
 	"syscall"
@@ -222,5 +223,20 @@ func TestStopSignal(t *testing.T) {
 		if seen[n] == (n == 32 || n == 33) { // those are the C library's own
 			t.Errorf("signal %d: in the CRI %v", n, seen[n])
 		}
+	}
+}
+
+// Where the kernel has no recursive read-only mounts, who asks for one is told so, and not given a weaker one.
+// rows: D-53
+func TestRROUnsupported(t *testing.T) {
+	in := kubelet()
+	if _, err := Build(in); err != nil { // it asks for one
+		t.Fatal(err)
+	}
+	in.Host.MountSetattr = false
+	_, err := Build(in)
+	var rro *RROUnsupportedError
+	if !errors.As(err, &rro) || !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "recursive_read_only") {
+		t.Errorf("%v", err)
 	}
 }

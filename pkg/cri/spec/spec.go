@@ -61,6 +61,7 @@ type Host struct {
 	Seccomp        bool
 	AppArmor       bool
 	SELinux        bool
+	MountSetattr   bool   // mount_setattr(2), which recursive read-only and idmapped mounts need: Linux 5.12
 	MinOOMScoreAdj int    // lowest that we can set: -1000 with CAP_SYS_RESOURCE, else our own
 	Lookup         Lookup // nil: this machine
 }

@@ -157,7 +157,7 @@ func kubelet() Input {
 		Files:      Files{Hosts: "/run/pod/hosts", Hostname: "/run/pod/hostname", ResolvConf: "/run/pod/resolv.conf", Shm: "/run/pod/shm"},
 		Host: Host{
 			Controllers:    map[string]bool{"cpu": true, "cpuset": true, "memory": true, "pids": true},
-			SwapAccounting: true, HugePageSizes: []string{"2MB", "1GB"}, Seccomp: true, MinOOMScoreAdj: -998, Lookup: host,
+			SwapAccounting: true, HugePageSizes: []string{"2MB", "1GB"}, Seccomp: true, MountSetattr: true, MinOOMScoreAdj: -998, Lookup: host,
 			Capabilities: append([]string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}, defaultCapabilities...),
 		},
 		Defaults: Defaults{

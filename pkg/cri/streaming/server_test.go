@@ -222,3 +222,46 @@ func TestCloseOverUnreadInput(t *testing.T) {
 	client.Close()
 	lingering.Wait()
 }
+
+// A session without traffic ends after its time, over each protocol, and not before.
+// rows: D-80
+func TestIdleSessionEnds(t *testing.T) {
+	const idle = 200 * time.Millisecond
+	ended := make(chan error)
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	s, err := New(Options{IdleTimeout: idle, Log: logrus.NewEntry(log)}, &fakeRuntime{
+		attach: func(ctx context.Context, _ sandbox.Streams) error {
+			<-ctx.Done()
+			ended <- ctx.Err()
+			return ctx.Err()
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for protocol, connect := range map[string]func(url string){
+		"SPDY": func(url string) {
+			conn := dial(t, url, "v4.channel.k8s.io")
+			open(t, conn, "error")
+			open(t, conn, "stdout")
+		},
+		"WebSocket": func(url string) { dialWebSocket(t, url, "v5.channel.k8s.io") },
+	} {
+		url, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c", Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		connect(url)
+		select {
+		case <-ended:
+		case <-time.After(20 * idle):
+			t.Fatalf("%s: the session goes on", protocol)
+		}
+		if took := time.Since(began); took < idle {
+			t.Errorf("%s: the session ended after %v", protocol, took)
+		}
+	}
+}

@@ -47,8 +47,13 @@ func filtered(encoded string) {
 	fd, _, inet := unix.RawSyscall(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0)
 	_ = unix.Close(int(fd))
 	_, _, userns := unix.RawSyscall(unix.SYS_CLONE, unix.CLONE_NEWUSER|unix.CLONE_THREAD, 0, 0)
+	_, _, plain := unix.RawSyscall(unix.SYS_CLONE, unix.CLONE_THREAD, 0, 0) // EINVAL without CLONE_SIGHAND
+	if err := exec.Command("true").Run(); err != nil {                      // by a clone that makes a process
+		fmt.Println("run:", err)
+		os.Exit(1)
+	}
 	_, _, future := unix.RawSyscall(900, 0, 0, 0)
-	fmt.Println(number(getpid), number(acct), number(vsock), number(inet), number(userns), number(future))
+	fmt.Println(number(getpid), number(acct), number(vsock), number(inet), number(userns), number(plain), number(future))
 }
 
 func number(e unix.Errno) int { return int(e) }
@@ -68,6 +73,7 @@ func runFiltered(t *testing.T, program []byte) (string, error) {
 // TestKernelTakesPrograms loads programs into the kernel. Of the calls that
 // the child makes, acct(2) with NULL and clone(2) with these flags would by
 // themselves return success or EINVAL, and AF_VSOCK may not be there.
+// rows: P-118, P-119
 func TestKernelTakesPrograms(t *testing.T) {
 	errno := uint(unix.EXDEV)
 	deny := &specs.LinuxSeccomp{
@@ -85,10 +91,10 @@ func TestKernelTakesPrograms(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		profile *specs.LinuxSeccomp
-		want    [6]int // getpid, acct, socket AF_VSOCK, socket AF_INET, clone NEWUSER, number 900
+		want    [7]int // getpid, acct, socket AF_VSOCK, socket AF_INET, clone NEWUSER, clone, number 900
 	}{
-		{"default", mobyDefault(t), [6]int{0, int(unix.EPERM), int(unix.EPERM), 0, int(unix.EPERM), int(unix.ENOSYS)}},
-		{"deny list", deny, [6]int{0, int(errno), int(errno), 0, int(errno), int(unix.ENOSYS)}},
+		{"default", mobyDefault(t), [7]int{0, int(unix.EPERM), int(unix.EPERM), 0, int(unix.EPERM), int(unix.EINVAL), int(unix.ENOSYS)}},
+		{"deny list", deny, [7]int{0, int(errno), int(errno), 0, int(errno), int(unix.EINVAL), int(unix.ENOSYS)}},
 	} {
 		program, err := Compile(test.profile)
 		if err != nil {
