@@ -1,22 +1,25 @@
-// Package config reads the daemon's one TOML file.
+// Package config reads the daemon's TOML file, and those in the directory beside it.
 //
 // The struct Config is the whole of it: its tags are the keys and, as comments,
 // their description, from which Document makes the commented file that
 // `criserver config` prints and deploy/config.toml is. Default has every value, so no
 // file is needed and each key may be left out.
 //
-// A file is taken whole or not at all. A key that is unknown, a value of the wrong
+// Files are taken whole or not at all. A key that is unknown, a value of the wrong
 // type or out of its range is an error that names file, line and key, so that
 // no setting is ever ignored silently. To add a key, add a field with its tags and
 // default, check it in check, and honour it.
 package config
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -132,47 +135,78 @@ func Default() *Config {
 	}
 }
 
-// Load reads the file at path. With an empty path it reads DefaultPath or, if there is no such file, returns Default.
+// file is one that configures; path is for errors.
+type file struct {
+	path string
+	text []byte
+}
+
+// Load reads the file at path and then, by name, the *.toml files of the directory beside it that is called like it with
+// ".d" in the place of ".toml"; each changes what those before it said. With an empty path it reads DefaultPath, which then
+// need not exist, nor need the directory.
 func Load(path string) (*Config, error) {
 	optional := path == ""
 	if optional {
 		path = DefaultPath
 	}
-	f, err := os.Open(path)
-	if optional && errors.Is(err, os.ErrNotExist) {
-		return Default(), nil
-	}
-	if err != nil {
+	paths := []string{path}
+	dir := strings.TrimSuffix(path, ".toml") + ".d"
+	entries, err := os.ReadDir(dir) // sorted
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".toml") {
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
+	}
+	var files []file
+	for i, path := range paths {
+		text, err := read(path)
+		if optional && i == 0 && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("configuration: %w", err)
+		}
+		files = append(files, file{path, text})
+	}
+	return merge(files...)
+}
+
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+	if err == nil && len(text) > maxSize {
+		err = fmt.Errorf("%s: larger than %d bytes", path, maxSize)
 	}
-	if len(text) > maxSize {
-		return nil, fmt.Errorf("configuration %s: larger than %d bytes", path, maxSize)
-	}
-	return parse(path, text)
+	return text, err
 }
 
-// parse reads a document; path is for its errors.
-func parse(path string, text []byte) (*Config, error) {
+// merge lets each file change the defaults and what the files before it said, and checks what comes of it.
+func merge(files ...file) (*Config, error) {
 	c := Default()
-	d := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields()
-	if err := d.Decode(c); err != nil {
-		return nil, describe(path, err)
-	}
-	if err := c.Check(); err != nil {
-		var p *problem
-		if errors.As(err, &p) {
-			if line := lineOf(text, p.key); line > 0 {
-				return nil, fmt.Errorf("%s:%d: %w", path, line, err)
-			}
+	for _, f := range files {
+		d := toml.NewDecoder(bytes.NewReader(f.text)).DisallowUnknownFields()
+		if err := d.Decode(c); err != nil {
+			return nil, describe(f.path, err)
 		}
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return c, nil
+	err := c.Check()
+	var p *problem
+	if !errors.As(err, &p) {
+		return c, err
+	}
+	for _, f := range slices.Backward(files) { // the last that says something of the key is the one at fault
+		if line := lineOf(f.text, p.key); line > 0 {
+			return nil, fmt.Errorf("%s:%d: %w", f.path, line, err)
+		}
+	}
+	return nil, fmt.Errorf("configuration: %w", err)
 }
 
 // Document is the configuration as a file that has every key with its description, and which Load reads back.

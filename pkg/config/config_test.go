@@ -94,8 +94,54 @@ annotations = ["ulimits", "writable-cgroups"]
 	}
 }
 
+// TestDirectory: the files of the directory change, in their order, what the file beside it says, key by key.
+// rows: D-178
+func TestDirectory(t *testing.T) {
+	path := write(t, "log_level = 'warn'\nlog_format = 'json'\n[image]\nparallel = 5\npinned = ['a']\n[handler.x]\nulimits = ['core=0']\n")
+	dir := filepath.Join(filepath.Dir(path), "config.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("20-last.toml", "[image]\nparallel = 7\n")
+	put("10-first.toml", "log_level = 'debug'\n[image]\nparallel = 6\npinned = ['b']\n[handler.x]\nwritable_cgroups = true\n[handler.y]\n")
+	put("30-other.toml.bak", "no toml")
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.LogLevel, want.LogFormat = "debug", "json"
+	want.Image.Parallel, want.Image.Pinned = 7, []string{"b"}
+	want.Handler = map[string]Handler{"x": {Ulimits: []string{"core=0"}, WritableCgroups: true}, "y": {}}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got %+v, want %+v", c, want)
+	}
+	for text, want := range map[string]string{
+		"\n[image]\nparalel = 8\n":  "20-last.toml:3: unknown key image.paralel",
+		"\n[image]\nparallel = 0\n": "20-last.toml:3: image.parallel: must be",
+		"log_level = ''":            "20-last.toml:1: log_level",
+	} {
+		put("20-last.toml", text)
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil {
+		t.Error("a file that is named and missing, with a directory beside it, was read")
+	}
+}
+
 func TestNoFile(t *testing.T) {
-	c, err := parse("", nil)
+	c, err := merge()
 	if err != nil || !reflect.DeepEqual(c, Default()) {
 		t.Errorf("an empty file: %+v, %v", c, err)
 	}
@@ -218,11 +264,11 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(Default().Document()))
 	f.Add([]byte("[handler.x]\nimage = {a=1}\n'' = 2"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c, err := parse("f", text)
+		c, err := merge(file{"f", text})
 		if err != nil {
 			return
 		}
-		if again, err := parse("f", []byte(c.Document())); err != nil || len(Changed(c, again)) > 0 {
+		if again, err := merge(file{"f", []byte(c.Document())}); err != nil || len(Changed(c, again)) > 0 {
 			t.Errorf("the document of %q reads back with %v, %v", text, err, Changed(c, again))
 		}
 	})

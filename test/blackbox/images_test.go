@@ -2,6 +2,7 @@ package blackbox
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
@@ -287,6 +288,30 @@ func TestPullWithCredentials(t *testing.T) {
 	}
 	if log, err := os.ReadFile(n.Log()); err != nil || strings.Contains(string(log), "s3cret") || strings.Contains(string(log), "wrong-pass-word") {
 		t.Errorf("the daemon's log has a password, or cannot be read: %v", err)
+	}
+}
+
+// A node may have credentials of its own for a registry, which serve where a pull brings none, and of which no log tells.
+// rows: IM-19
+func TestPullWithTheNodesCredentials(t *testing.T) {
+	addr := ownRegistry(t, small(1000), func(h http.Handler) http.Handler {
+		reg := h.(*oci.Registry)
+		reg.User, reg.Password = "node", "s3cret-of-node"
+		return h
+	})
+	ref := addr + "/small:1"
+	if _, err := pullWith(t, ref, nil); err == nil {
+		t.Fatal("pulled without credentials")
+	}
+	basic := base64.StdEncoding.EncodeToString([]byte("node:s3cret-of-node"))
+	text := fmt.Sprintf("[host.\"http://%s\".header]\nAuthorization = \"Basic %s\"\n", addr, basic)
+	if err := os.WriteFile(filepath.Join(n.Dir, "certs.d", addr, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pull(t, ref)
+	removeImage(t, ref)
+	if log := nodeFile(t, n.Log()); strings.Contains(log, "s3cret-of-node") || strings.Contains(log, basic) {
+		t.Error("the daemon's log has the password")
 	}
 }
 
