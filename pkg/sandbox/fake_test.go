@@ -78,6 +78,7 @@ type fakeNetwork struct {
 	hold              chan struct{} // Setup waits until it is closed
 	attached          map[string]bool
 	setups            int
+	kept              [][]string // by each GC
 }
 
 func (f *fakeNetwork) Setup(ctx context.Context, p cni.Pod) (cni.Result, error) {
@@ -111,7 +112,16 @@ func (f *fakeNetwork) Teardown(_ context.Context, p cni.Pod) error {
 	return nil
 }
 
-func (f *fakeNetwork) GC(context.Context, []cni.Pod) error { return nil }
+func (f *fakeNetwork) GC(_ context.Context, keep []cni.Pod) error {
+	var ids []string
+	for _, p := range keep {
+		ids = append(ids, p.ID)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept = append(f.kept, ids)
+	return nil
+}
 
 func (f *fakeNetwork) fail(setup, down error) {
 	f.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -88,6 +89,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	m.finishHalfDone()
 	m.background(m.sweep)
+	m.background(m.collectNetworks)
 	return nil
 }
 
@@ -250,7 +252,8 @@ func (m *Manager) sweep(ctx context.Context) {
 	}
 }
 
-// sweepNetwork ends attachments of pods that are no more. Pods are attached only after it, lest theirs be ended.
+// sweepNetwork ends attachments of pods that are no more. After a start pods are attached only after it; later it spares
+// what this process has attached.
 func (m *Manager) sweepNetwork(ctx context.Context) error {
 	var keep []cni.Pod
 	for _, p := range m.allPods() {
@@ -262,6 +265,24 @@ func (m *Manager) sweepNetwork(ctx context.Context) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	return nil
+}
+
+// collectInterval is how often attachments are collected after the first time: what plugins lose, they lose slowly.
+const collectInterval = time.Hour
+
+// collectNetworks tells the network from time to time which attachments are valid, for plugins can lose track while the
+// daemon lives, too: of a DEL that they were killed in, or of what another hand has removed.
+func (m *Manager) collectNetworks(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(collectInterval):
+		}
+		if err := m.sweepNetwork(ctx); err != nil && ctx.Err() == nil {
+			m.log.WithError(err).Warn("Leftovers could not be removed")
+		}
+	}
 }
 
 func (m *Manager) claimed(id string) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -171,6 +172,24 @@ func TestCreationIsBounded(t *testing.T) {
 		}
 		n.net.hold, n.fake.stuck = nil, false
 		n.create(pod, "hangs") // the name is free
+	})
+}
+
+// TestNetworksAreCollected at the start and then again and again, but for the pods that are attached.
+// rows: GAP-12
+func TestNetworksAreCollected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		kept, stopped := n.runPod("kept"), n.runPod("stopped")
+		if err := n.StopPod(background, stopped); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2*collectInterval + time.Second)
+		n.net.mu.Lock()
+		defer n.net.mu.Unlock()
+		if want := [][]string{nil, {kept}, {kept}}; !reflect.DeepEqual(n.net.kept, want) {
+			t.Errorf("collected but for %v, want %v", n.net.kept, want)
+		}
 	})
 }
 
