@@ -143,7 +143,7 @@ func (s *server) open(ctx context.Context, c *config.Config) error {
 	}
 	s.onClose("images", s.images.Close)
 	network, err := cni.Open(cni.Options{
-		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, Builtin: c.CNI.Builtin,
+		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, Builtin: c.CNI.Builtin, Prefer: c.CNI.Prefer,
 		Cache: filepath.Join(c.Root, "cni"), Log: s.log.WithField("component", "cni"),
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -118,7 +119,18 @@ func (n *Network) attach(ctx context.Context, conf *config, rec *record) (Result
 	if err != nil {
 		return unavailable(err)
 	}
+	if n.prefer != "" {
+		slices.SortStableFunc(result.IPs, func(a, b netip.Addr) int { return n.rank(a) - n.rank(b) })
+	}
 	return result, n.book.hold(rec.Pod.ID, result.IPs)
+}
+
+// rank is 0 for an address of the preferred family, else 1.
+func (n *Network) rank(a netip.Addr) int {
+	if a.Is4() == (n.prefer == "ipv4") {
+		return 0
+	}
+	return 1
 }
 
 // readResult takes the addresses of the pod's interface out of a result, in their order.

@@ -42,6 +42,7 @@ type Options struct {
 	BinDirs []string // of plugins that are not built in
 	Cache   string   // durable directory of libcni's results (default /var/lib/cni)
 	Builtin bool     // run loopback, bridge, host-local and portmap in process, and serve the built-in network when ConfDir has no configuration
+	Prefer  string   // "ipv4" or "ipv6": family of the primary address of a pod that has both; empty: as the network says
 	Log     *logrus.Entry
 }
 
@@ -81,6 +82,7 @@ type Network struct {
 	book    *book
 	cache   string
 	builtin bool
+	prefer  string
 
 	busy *semaphore.Weighted // attachments hold 1, the verb GC holds all: a plugin must not collect what is being made
 
@@ -111,7 +113,7 @@ func Open(o Options) (*Network, error) {
 		}
 	}
 	n := &Network{
-		confDir: o.ConfDir, log: o.Log, cache: o.Cache, builtin: o.Builtin,
+		confDir: o.ConfDir, log: o.Log, cache: o.Cache, builtin: o.Builtin, prefer: o.Prefer,
 		exec:    &runner{binDirs: o.BinDirs, log: o.Log},
 		busy:    semaphore.NewWeighted(maxBusy),
 		changed: make(chan struct{}, 1),

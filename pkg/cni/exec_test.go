@@ -227,6 +227,24 @@ func TestCapabilityInAChain(t *testing.T) {
 	}
 }
 
+// TestPreferredFamily: the primary address is of the family that the node prefers, else the first that the network gave.
+// rows: D-151
+func TestPreferredFamily(t *testing.T) {
+	const both = `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"'$CNI_NETNS'"}],"ips":[` +
+		`{"interface":0,"address":"fd00::2/64"},{"interface":0,"address":"10.82.0.2/24"},{"interface":0,"address":"fd00::3/64"}]}`
+	for prefer, want := range map[string]string{
+		"": "[fd00::2 10.82.0.2 fd00::3]", "ipv4": "[10.82.0.2 fd00::2 fd00::3]", "ipv6": "[fd00::2 fd00::3 10.82.0.2]",
+	} {
+		n := openWith(t, `{"cniVersion":"1.0.0","name":"fake","plugins":[{"type":"fake"}]}`, func(o *Options) {
+			o.BinDirs = []string{fakePlugins(t, "fake", "[ $CNI_COMMAND = DEL ] || echo '"+both+"'")}
+			o.Prefer = prefer
+		})
+		if got := setup(t, n, newPod(t)); fmt.Sprint(got.IPs) != want {
+			t.Errorf("prefer %q: %v, want %s", prefer, got.IPs, want)
+		}
+	}
+}
+
 // TestUnknownKey: a key that the built-in plugin does not know is for the real one.
 func TestUnknownKey(t *testing.T) {
 	conf := strings.Replace(plain(t, "key", t.TempDir()), `"hairpinMode":true`, `"hairpinMode":true,"newOption":1`, 1)

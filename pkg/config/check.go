@@ -89,7 +89,7 @@ func (c *Config) checkCNI() *problem {
 			return p
 		}
 	}
-	return nil
+	return oneOf("cni.prefer", c.CNI.Prefer, "", "ipv4", "ipv6")
 }
 
 func (c *Config) checkNRI() *problem {

@@ -63,6 +63,7 @@ type CNI struct {
 	ConfDir string   `toml:"conf_dir" comment:"Directory of CNI configurations; the first file by name is used. Changes take effect at once."`
 	BinDirs []string `toml:"bin_dirs" comment:"Directories of CNI plugins."`
 	Builtin bool     `toml:"builtin" comment:"Run loopback, bridge, host-local and portmap in process, and serve a bridge network of our own while conf_dir has no configuration."`
+	Prefer  string   `toml:"prefer" comment:"Family of the primary address of a pod that has both, ipv4 or ipv6; empty: as the network says."`
 }
 
 // NRI is about plugins that have a say in the life of pods and containers.

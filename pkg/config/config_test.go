@@ -176,6 +176,7 @@ func TestErrors(t *testing.T) {
 		{"[image]\nparallel = 0", `:2: image.parallel: must be 1 to 64, is 0`},
 		{"image = { pinned = [], parallel = 65 }", `:1: image.parallel: must be`},
 		{"image.parallel = 65", `:1: image.parallel: must be`},
+		{"[cni]\nprefer = 'ipv5'", `:2: cni.prefer: `},
 		{"[image]\npinned = ['[']", `:2: image.pinned: "["`},
 		{"state = 'relative'", `:1: state: "relative" is not an absolute path`},
 		{"root = '/a/../b'", `:1: root: "/a/../b" is not an absolute path in its shortest form`},

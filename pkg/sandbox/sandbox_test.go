@@ -180,6 +180,7 @@ func TestCreationIsBounded(t *testing.T) {
 func TestNetworksAreCollected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
+		synctest.Wait() // until the first time is over
 		kept, stopped := n.runPod("kept"), n.runPod("stopped")
 		if err := n.StopPod(background, stopped); err != nil {
 			t.Fatal(err)

@@ -3,6 +3,7 @@ package blackbox
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -197,6 +198,23 @@ func TestImageStatusFields(t *testing.T) {
 	if err != nil || r.ImageRef != imageStatus(t, busybox).Id { // all handlers are of this platform: one image serves them
 		t.Errorf("a pull for a handler: %v, %v", r, err)
 	}
+}
+
+// The annotations of an image's manifest are told with it, however it was asked for.
+// rows: IM-02
+func TestAnnotationsOfAnImage(t *testing.T) {
+	addr := ownRegistry(t, func(l *oci.Layout) {
+		layer := l.Layer(func(t *oci.Tree) { t.File("data", "x") })
+		l.Tag("x/noted:1", l.Image(oci.Image{Layers: []oci.Layer{layer}, Annotations: map[string]string{"org.example.note": "of the manifest"}}))
+	}, func(h http.Handler) http.Handler { return h })
+	ref := addr + "/noted:1"
+	_, err := n.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{
+		Image: &runtimeapi.ImageSpec{Image: ref, Annotations: map[string]string{"org.example.asked": "of the request"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "annotations", fmt.Sprint(imageStatus(t, ref).GetSpec().GetAnnotations()), "map[org.example.note:of the manifest]")
+	removeImage(t, ref)
 }
 
 // An image goes although a container uses it, and the container does not notice.
