@@ -256,7 +256,7 @@ func (s *Service) record(ctx context.Context, f *found, target ocispec.Descripto
 
 // describe makes the Image of what was found, without names. Its size is what its removal would free if it shared no layer.
 func (s *Service) describe(ctx context.Context, f *found) (Image, error) {
-	img := Image{ID: f.id, ChainID: f.chainID(), Config: f.config, Annotations: f.annotations}
+	img := Image{ID: f.id, ChainID: f.chainID(), Config: f.config, Annotations: f.annotations, Artifact: f.files != nil}
 	for _, d := range f.documents {
 		img.Size += int64(len(d.data))
 	}

@@ -67,7 +67,7 @@ type Options struct {
 
 // Image is one image; it never changes. Its slices and maps are shared: read them only.
 type Image struct {
-	ID          digest.Digest // of the config: the CRI image ID
+	ID          digest.Digest // of the config, of an artifact that of the manifest: the CRI image ID
 	ChainID     digest.Digest // of all its layers (OCI image spec, "Layer ChainID"); empty if it has none
 	Tags        []string      // repo:tag, fully qualified, sorted
 	Digests     []string      // repo@digest, sorted
@@ -75,6 +75,7 @@ type Image struct {
 	Config      ocispec.Image
 	Annotations map[string]string // of the manifest
 	Pinned      bool
+	Artifact    bool // files, without a configuration: no container can run it
 }
 
 // Auth is what a CRI request brings (AuthConfig, field by field). Its zero value is anonymous.

@@ -26,6 +26,7 @@ type layer struct {
 	desc          ocispec.Descriptor
 	diff          digest.Digest // of the archive, unpacked
 	chain, parent digest.Digest
+	file          string // of an artifact: what the layer is called, which is no archive but this file
 }
 
 // fetchLayers brings and unpacks what is missing of an image. Layers arrive in parallel; each is unpacked when the one below it is
@@ -49,9 +50,12 @@ func (s *Service) fetchLayers(ctx context.Context, reg *registry, f *found) erro
 		case <-ctx.Done():
 			return endOfGroup(ctx, g)
 		}
-		l := layer{desc: f.layers[i], diff: f.config.RootFS.DiffIDs[i], chain: f.chain[i]}
+		l := layer{desc: f.layers[i], diff: f.diffs[i], chain: f.chain[i]}
 		if i > 0 {
 			l.parent = f.chain[i-1]
+		}
+		if f.files != nil {
+			l.file = f.files[i]
 		}
 		wait, done := below, make(chan struct{})
 		g.Go(func() error {
@@ -190,17 +194,24 @@ func (s *Service) intoSnapshot(ctx context.Context, sp *spool, l layer, apply ap
 	return nil
 }
 
+// archive is what is unpacked of a blob.
+func (l layer) archive(blob io.Reader) (io.ReadCloser, error) {
+	if l.file != "" {
+		return fileArchive(l.file, l.desc.Size, blob)
+	}
+	packed, err := layerCompression(l.desc.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	return packed.unpacked(blob)
+}
+
 // extract applies the archive and compares its digest with the config's. It reads the blob to its end, which
 // comes only when that has been verified too.
 func (l layer) extract(ctx context.Context, sp *spool, mounts []mount.Mount, apply applier) error {
 	readCtx, cancel := context.WithCancel(ctx)
 	blob := sp.reader(readCtx)
-	packed, err := layerCompression(l.desc.MediaType)
-	if err != nil {
-		cancel()
-		return err
-	}
-	tarball, err := packed.unpacked(blob)
+	tarball, err := l.archive(blob)
 	if err != nil {
 		cancel()
 		return err
@@ -219,7 +230,7 @@ func (l layer) extract(ctx context.Context, sp *spool, mounts []mount.Mount, app
 			return blameArchive(err)
 		}
 	}
-	if got := digest.NewDigest(l.diff.Algorithm(), sum); got != l.diff {
+	if got := digest.NewDigest(l.diff.Algorithm(), sum); l.file == "" && got != l.diff {
 		return fmt.Errorf("the archive has diff ID %s where the config says %s: %w", got, l.diff, errRefused)
 	}
 	return nil

@@ -29,9 +29,11 @@ type document struct {
 // found is an image for this machine: what a name leads to, checked, before any layer is fetched.
 type found struct {
 	config      ocispec.Image
-	id          digest.Digest // of the config
+	id          digest.Digest // of the config; of an artifact, whose config says nothing, that of the manifest
 	layers      []ocispec.Descriptor
+	diffs       []digest.Digest // of each layer, unpacked
 	chain       []digest.Digest // chain ID of each layer
+	files       []string        // of an artifact: the file that each layer is
 	annotations map[string]string
 	documents   []document // config, manifest, then indexes from the inside out
 }
@@ -213,7 +215,7 @@ func (p *picker) manifest(ctx context.Context, desc ocispec.Descriptor) (*found,
 	case b.Config == nil:
 		return nil, fmt.Errorf("%s has no config: %w", desc.Digest, errRefused)
 	case !images.IsConfigType(b.Config.MediaType):
-		return nil, fmt.Errorf("%s is no container image but an artifact: its config has media type %q: %w", desc.Digest, b.Config.MediaType, errRefused)
+		return p.artifact(ctx, document{desc: desc, data: data}, b)
 	}
 	if err := checkLayers(b); err != nil {
 		return nil, fmt.Errorf("%s: %w", desc.Digest, err)
@@ -279,7 +281,7 @@ func (p *picker) readConfig(ctx context.Context, manifest, desc ocispec.Descript
 			return nil, fmt.Errorf("config %s: diff ID %d is no digest: %w", desc.Digest, i, errRefused)
 		}
 	}
-	f.chain = identity.ChainIDs(slices.Clone(diffs))
+	f.diffs, f.chain = diffs, identity.ChainIDs(slices.Clone(diffs))
 	return data, nil
 }
 

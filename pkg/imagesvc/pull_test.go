@@ -118,6 +118,13 @@ func TestHostileImages(t *testing.T) {
 	doubled = bytes.Replace(doubled, []byte(`"layers"`), []byte(`"Layers":[],"layers"`), 1)
 	member := gzipped(make([]byte, 16<<20))
 	bomb := testLayer{member.tar, bytes.Repeat(member.blob, 2*bombFloor/len(member.tar)), member.mediaType} // many members, no files: padding of an archive
+	artifact := func(title string) ocispec.Descriptor {
+		l := r.add([]byte("content"), "text/plain")
+		l.Annotations = map[string]string{ocispec.AnnotationTitle: title}
+		return r.addJSON(ocispec.Manifest{Config: r.add([]byte("{}"), ocispec.MediaTypeEmptyJSON), Layers: []ocispec.Descriptor{l}}, ocispec.MediaTypeImageManifest)
+	}
+	otherBlob := r.add([]byte("as announced"), "text/plain")
+	r.blobs[otherBlob.Digest] = []byte("as it came..")
 	manifestType, indexType := ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex
 	many := make([]ocispec.Descriptor, maxIndexSize+1)
 	for i := range many {
@@ -127,35 +134,40 @@ func TestHostileImages(t *testing.T) {
 		target ocispec.Descriptor
 		err    error
 	}{
-		"wrong diff ID":      {with(func(i *testImage) { i.config.RootFS.DiffIDs[0] = digest.FromString("x") }), errRefused},
-		"too many diff IDs":  {with(func(i *testImage) { i.config.RootFS.DiffIDs = append(i.config.RootFS.DiffIDs, digest.FromString("x")) }), errRefused},
-		"too few diff IDs":   {with(func(i *testImage) { i.config.RootFS.DiffIDs = nil }), errRefused},
-		"size too small":     {with(func(i *testImage) { i.manifest.Layers[0].Size-- }), errRefused},
-		"size too large":     {with(func(i *testImage) { i.manifest.Layers[0].Size++ }), ErrRegistryUnavailable},
-		"size negative":      {with(func(i *testImage) { i.manifest.Layers[0].Size = -1 }), errRefused},
-		"size huge":          {with(func(i *testImage) { i.manifest.Layers[0].Size = 1 << 62 }), errdefs.ErrResourceExhausted},
-		"bad digest":         {with(func(i *testImage) { i.manifest.Layers[0].Digest = "sha256:../../x" }), errRefused},
-		"md5":                {with(func(i *testImage) { i.manifest.Layers[0].Digest = "md5:d41d8cd98f00b204e9800998ecf8427e" }), errRefused},
-		"config is layer":    {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromString("x"), Size: 1}, "layers": []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("x"), Size: 1}}}, manifestType), errRefused},
-		"layer missing":      {with(func(i *testImage) { i.manifest.Layers[0].Digest = digest.FromString("missing") }), errdefs.ErrNotFound},
-		"encrypted":          {with(func(i *testImage) { i.manifest.Layers[0].MediaType += "+encrypted" }), errRefused},
-		"artifact":           {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: "application/vnd.helm", Digest: digest.FromString("x"), Size: 1}}, manifestType), errRefused},
-		"both":               {r.addJSON(map[string]any{"config": ocispec.Descriptor{}, "layers": []string{}, "manifests": []string{}}, manifestType), errRefused},
-		"index with layers":  {r.addJSON(map[string]any{"layers": []string{}, "manifests": []ocispec.Descriptor{}}, indexType), errRefused},
-		"double key":         {r.add(doubled, manifestType), errRefused},
-		"deep JSON":          {r.add([]byte(`{"config":`+strings.Repeat("[", 100000)+strings.Repeat("]", 100000)+`}`), manifestType), errRefused},
-		"other type":         {r.add([]byte(`{"mediaType":"`+indexType+`"}`), manifestType), errRefused},
-		"index too large":    {r.addJSON(ocispec.Index{MediaType: indexType, Manifests: many}, indexType), errRefused},
-		"manifest too large": {r.add([]byte(`{"x":"`+strings.Repeat("x", 5<<20)+`"}`), manifestType), errdefs.ErrNotFound},
-		"config too large":   {with(func(i *testImage) { i.config.Author = strings.Repeat("x", 5<<20) }), errRefused},
-		"schema 1":           {r.addJSON(map[string]any{"schemaVersion": 1}, "application/vnd.docker.distribution.manifest.v1+prettyjws"), errdefs.ErrNotImplemented},
-		"plain as gzip":      {r.push(r.image(retype(plainLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), errRefused},
-		"zstd as gzip":       {r.push(r.image(retype(zstdLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), errRefused},
-		"gzip as plain":      {r.push(r.image(retype(gzipLayer(file("a", "1")), ocispec.MediaTypeImageLayer))), errRefused},
-		"cut gzip":           {r.push(r.image(cut)), errRefused},
-		"trailing garbage":   {r.push(r.image(trailing)), errRefused},
-		"no archive":         {r.push(r.image(gzipped([]byte(strings.Repeat("no archive ", 1000))))), errRefused},
-		"bomb":               {r.push(r.image(bomb)), errRefused},
+		"wrong diff ID":            {with(func(i *testImage) { i.config.RootFS.DiffIDs[0] = digest.FromString("x") }), errRefused},
+		"too many diff IDs":        {with(func(i *testImage) { i.config.RootFS.DiffIDs = append(i.config.RootFS.DiffIDs, digest.FromString("x")) }), errRefused},
+		"too few diff IDs":         {with(func(i *testImage) { i.config.RootFS.DiffIDs = nil }), errRefused},
+		"size too small":           {with(func(i *testImage) { i.manifest.Layers[0].Size-- }), errRefused},
+		"size too large":           {with(func(i *testImage) { i.manifest.Layers[0].Size++ }), ErrRegistryUnavailable},
+		"size negative":            {with(func(i *testImage) { i.manifest.Layers[0].Size = -1 }), errRefused},
+		"size huge":                {with(func(i *testImage) { i.manifest.Layers[0].Size = 1 << 62 }), errdefs.ErrResourceExhausted},
+		"bad digest":               {with(func(i *testImage) { i.manifest.Layers[0].Digest = "sha256:../../x" }), errRefused},
+		"md5":                      {with(func(i *testImage) { i.manifest.Layers[0].Digest = "md5:d41d8cd98f00b204e9800998ecf8427e" }), errRefused},
+		"config is layer":          {r.addJSON(map[string]any{"config": ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromString("x"), Size: 1}, "layers": []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("x"), Size: 1}}}, manifestType), errRefused},
+		"layer missing":            {with(func(i *testImage) { i.manifest.Layers[0].Digest = digest.FromString("missing") }), errdefs.ErrNotFound},
+		"encrypted":                {with(func(i *testImage) { i.manifest.Layers[0].MediaType += "+encrypted" }), errRefused},
+		"artifact that climbs":     {artifact("../x"), errRefused},
+		"artifact at the root":     {artifact("/x"), errRefused},
+		"artifact that is a dir":   {artifact("."), errRefused},
+		"artifact that whites out": {artifact("a/.wh.b"), errRefused},
+		"artifact with a NUL":      {artifact("a\x00b"), errRefused},
+		"artifact of another blob": {r.addJSON(ocispec.Manifest{Config: r.add([]byte("{}"), ocispec.MediaTypeEmptyJSON), Layers: []ocispec.Descriptor{otherBlob}}, manifestType), errRefused},
+		"both":                     {r.addJSON(map[string]any{"config": ocispec.Descriptor{}, "layers": []string{}, "manifests": []string{}}, manifestType), errRefused},
+		"index with layers":        {r.addJSON(map[string]any{"layers": []string{}, "manifests": []ocispec.Descriptor{}}, indexType), errRefused},
+		"double key":               {r.add(doubled, manifestType), errRefused},
+		"deep JSON":                {r.add([]byte(`{"config":`+strings.Repeat("[", 100000)+strings.Repeat("]", 100000)+`}`), manifestType), errRefused},
+		"other type":               {r.add([]byte(`{"mediaType":"`+indexType+`"}`), manifestType), errRefused},
+		"index too large":          {r.addJSON(ocispec.Index{MediaType: indexType, Manifests: many}, indexType), errRefused},
+		"manifest too large":       {r.add([]byte(`{"x":"`+strings.Repeat("x", 5<<20)+`"}`), manifestType), errdefs.ErrNotFound},
+		"config too large":         {with(func(i *testImage) { i.config.Author = strings.Repeat("x", 5<<20) }), errRefused},
+		"schema 1":                 {r.addJSON(map[string]any{"schemaVersion": 1}, "application/vnd.docker.distribution.manifest.v1+prettyjws"), errdefs.ErrNotImplemented},
+		"plain as gzip":            {r.push(r.image(retype(plainLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), errRefused},
+		"zstd as gzip":             {r.push(r.image(retype(zstdLayer(file("a", "1")), ocispec.MediaTypeImageLayerGzip))), errRefused},
+		"gzip as plain":            {r.push(r.image(retype(gzipLayer(file("a", "1")), ocispec.MediaTypeImageLayer))), errRefused},
+		"cut gzip":                 {r.push(r.image(cut)), errRefused},
+		"trailing garbage":         {r.push(r.image(trailing)), errRefused},
+		"no archive":               {r.push(r.image(gzipped([]byte(strings.Repeat("no archive ", 1000))))), errRefused},
+		"bomb":                     {r.push(r.image(bomb)), errRefused},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.Pull(t.Context(), r.tag("h:"+strings.ReplaceAll(name, " ", "-"), c.target), Auth{})

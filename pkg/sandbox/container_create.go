@@ -35,6 +35,9 @@ func (m *Manager) CreateContainer(ctx context.Context, podID string, cfg *runtim
 	if err != nil {
 		return "", fmt.Errorf("image.image: %w", err)
 	}
+	if img.Artifact {
+		return "", fmt.Errorf("image.image: %s is an artifact, which no container can run; mount it as a volume: %w", img.ID, errdefs.ErrInvalidArgument)
+	}
 	initPid := s.InitPid
 	if containerSharesPID(cfg) && initPid == 0 {
 		if initPid, err = m.ensureInit(ctx, p); err != nil {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -35,7 +36,7 @@ func TestImageVolume(t *testing.T) {
 	ours(t)
 	p := newPod(t)
 	id := pull(t, volumeImage)
-	digest := imageStatus(t, volumeImage).RepoDigests[0]
+	byDigest := imageStatus(t, volumeImage).RepoDigests[0]
 	before := mountTable(t)
 	writable := imageAt("/writable", id, "")
 	writable.Readonly = false
@@ -47,7 +48,7 @@ func TestImageVolume(t *testing.T) {
 	equal(t, "what can be written", a.sh("for d in /image /writable /sub; do touch $d/x 2>/dev/null && echo $d; done; true"), "")
 	for i, m := range a.status().Mounts {
 		equal(t, "image of the mount", m.GetImage().GetImage(), id)
-		equal(t, "digest of the mount", m.GetImage().GetImageRef(), digest)
+		equal(t, "digest of the mount", m.GetImage().GetImageRef(), byDigest)
 		equal(t, "sub path", m.ImageSubPath, []string{"", "", "dir"}[i])
 	}
 	remove := func() error {
@@ -63,6 +64,44 @@ func TestImageVolume(t *testing.T) {
 	}
 	if err := remove(); err != nil {
 		t.Errorf("remove the image once the pod is stopped: %v", err)
+	}
+}
+
+// An artifact is a volume of files under their titles, which nobody can change or execute; no container runs it.
+// rows: M-18, M-19, P-129, P-130, P-130a
+func TestArtifactVolume(t *testing.T) {
+	ours(t)
+	const ref = "docker.io/edge/artifact:v1"
+	p := newPod(t)
+	id := pull(t, ref)
+	equal(t, "image of the tag", imageStatus(t, ref).Id, id)
+	c := p.start(asleep(), mounts(imageAt("/artifact", ref, ""), imageAt("/sub", id, "dir")))
+	equal(t, "a file", c.sh("cat /artifact/model.txt"), "an artifact, not an image")
+	untitled := digest.FromString("untitled").Encoded()
+	equal(t, "all files", c.sh("cd /artifact && find . -type f | sort | xargs"), "./"+untitled+" ./dir/run ./model.txt")
+	equal(t, "modes", c.sh("stat -c %a:%u:%g /artifact/* /sub/run | sort -u | xargs"), "444:0:0 755:0:0")
+	r, err := c.exec("/sub/run")
+	if err == nil && r.ExitCode == 0 {
+		t.Errorf("a file was executed: %s", r.Stdout)
+	}
+	equal(t, "what can be written", c.sh("for d in /artifact /artifact/dir /sub; do touch $d/x 2>/dev/null && echo $d; done; echo x 2>/dev/null > /sub/run && echo it; true"), "")
+	_, err = p.tryCreate(image(ref), asleep())
+	refused(t, err, codes.InvalidArgument, "artifact")
+	remove := func() error {
+		_, err := n.Images.RemoveImage(p.ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		return err
+	}
+	refused(t, remove(), codes.FailedPrecondition, id, c.id[:8])
+	restart(t, n, (*node.Node).Kill) // it is found again
+	equal(t, "a file after a restart", c.sh("cat /artifact/model.txt"), "an artifact, not an image")
+	another := p.start(asleep(), mounts(imageAt("/artifact", id, "")))
+	equal(t, "a file of another container", another.sh("cat /artifact/model.txt"), "an artifact, not an image")
+	for _, c := range []*container{c, another} {
+		c.stop(0)
+		c.remove()
+	}
+	if err := remove(); err != nil {
+		t.Errorf("remove the artifact: %v", err)
 	}
 }
 

@@ -134,10 +134,8 @@ func TestEdgeImages(t *testing.T) {
 			equal(t, "output", strings.TrimSpace(ran.stdout()), c.want)
 		})
 	}
-	for _, ref := range []string{"arm64-only:v1", "artifact:v1"} {
-		if _, err := pullWith(t, "docker.io/edge/"+ref, nil); err == nil {
-			t.Errorf("%s was pulled", ref)
-		}
+	if _, err := pullWith(t, "docker.io/edge/arm64-only:v1", nil); err == nil {
+		t.Error("an image for other machines was pulled")
 	}
 	pull(t, "docker.io/edge/nouser:v1")
 	_, err := p.tryCreate(image("docker.io/edge/nouser:v1"), asleep())

@@ -140,10 +140,17 @@ func (e edges) indexes() {
 	e.Tag("docker.io/edge/nested-index:v1", e.Index(false, e.Index(false, im)))
 	e.Tag("docker.io/edge/arm64-only:v1", e.Index(false, e.Image(foreign))) // cannot be pulled
 
-	data := e.Write("application/vnd.example.data", []byte("an artifact, not an image\n"))
+	titled := func(title, text string) ocispec.Descriptor {
+		d := e.Write("application/vnd.example.data", []byte(text))
+		if title != "" {
+			d.Annotations = map[string]string{ocispec.AnnotationTitle: title}
+		}
+		return d
+	}
 	e.Tag("docker.io/edge/artifact:v1", e.WriteJSON(ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/vnd.example.artifact",
-		Config: e.Write(ocispec.MediaTypeEmptyJSON, []byte("{}")), Layers: []ocispec.Descriptor{data}}))
+		Config: e.Write(ocispec.MediaTypeEmptyJSON, []byte("{}")), Layers: []ocispec.Descriptor{
+			titled("model.txt", "an artifact, not an image\n"), titled("dir/run", "#!/bin/sh\necho ran\n"), titled("", "untitled")}}))
 }
 
 // victim is a directory that a test makes before it pulls what escapes aims at it; all else aims at /tmp/PWNED*.
