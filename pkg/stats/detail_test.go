@@ -162,6 +162,7 @@ func TestProcesses(t *testing.T) {
 	name := "criserver-stats-processes-" + strconv.Itoa(os.Getpid())
 	pod := makeCgroup(t, name)
 	p := startProcess(t, makeCgroup(t, name+"/c1"))
+	p.do(t, "nothing") // it has all its threads then
 	before, err := pod.Processes(context.Background())
 	if err != nil {
 		t.Fatal(err)
@@ -180,12 +181,12 @@ func TestProcesses(t *testing.T) {
 	if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	for stopped := uint64(0); stopped != after.Threads; { // a signal takes its time; the test's own limit ends this
+	for stopped := false; !stopped; { // a signal takes its time; the test's own limit ends this
 		s, err := pod.Processes(context.Background())
 		if err != nil {
 			t.Fatal(err)
 		}
-		stopped = s.States.Stopped
+		stopped = s.Threads > 0 && s.States.Stopped == s.Threads
 	}
 	if err := syscall.Kill(p.pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
