@@ -12,7 +12,7 @@
 //   - a book of attachments (book.go): a record is written before ADD and removed after DEL, with all that DEL needs. DEL
 //     thus runs with the configuration of ADD, whatever the directory holds now, and a crash in the middle leaves a trace.
 //     The book also knows who holds which host port and address.
-//   - the calls: Setup, Teardown (attach.go) and GC (gc.go).
+//   - the calls: Setup, Teardown (attach.go), Check (check.go) and GC (gc.go).
 //
 // What is on disk: Cache/results is libcni's (the results of ADD), Cache/attachments are our records, Cache/networks are
 // the addresses of the built-in network; the addresses of other host-local networks are where their configuration says.

@@ -82,7 +82,7 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, envi
 }
 
 func builtinVerb(verb string) bool {
-	return verb == "ADD" || verb == "DEL" || verb == "STATUS" || verb == "GC"
+	return verb == "ADD" || verb == "DEL" || verb == "CHECK" || verb == "STATUS" || verb == "GC"
 }
 
 // delegate calls an IPAM plugin for a built-in plugin.

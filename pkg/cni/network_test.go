@@ -110,6 +110,67 @@ func TestTeardownInLivingNamespace(t *testing.T) {
 	})
 }
 
+// TestCheck: an attachment is good as it was made, and not without its address, its interface up, or its interface.
+// rows: D-147
+func TestCheck(t *testing.T) {
+	n := openWith(t, plain(t, "check", t.TempDir()))
+	p := newPod(t)
+	if err := n.Check(t.Context(), p); err != nil {
+		t.Errorf("without an attachment: %v", err)
+	}
+	result := setup(t, n, p)
+	if err := n.Check(t.Context(), p); err != nil {
+		t.Errorf("as it was made: %v", err)
+	}
+	change := func(what, want string, f func(netlink.Link) error) {
+		t.Helper()
+		inPod(t, p, func() error {
+			l, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return f(l)
+		})
+		if err := n.Check(t.Context(), p); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", what, err, want)
+		}
+	}
+	change("an address less", "has lost its address "+result.IPs[0].String(), func(l netlink.Link) error {
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		return netlink.AddrDel(l, &addrs[0])
+	})
+	change("down", "eth0 is down", netlink.LinkSetDown)
+	change("no interface", "find eth0", netlink.LinkDel)
+}
+
+// TestCheckVerb: other plugins are asked with the result of ADD, unless the configuration switches it off or is too old.
+// rows: D-147
+func TestCheckVerb(t *testing.T) {
+	for _, c := range []struct {
+		version, more string
+		asked         bool
+	}{{"1.0.0", "", true}, {"1.0.0", `"disableCheck":true,`, false}, {"0.3.1", "", false}} {
+		dir := t.TempDir()
+		result := strings.NewReplacer("1.0.0", c.version, "IP", "2").Replace(oneAddress)
+		script := "cat > " + dir + "/$CNI_COMMAND; case $CNI_COMMAND in CHECK) echo '{\"code\":101,\"msg\":\"damaged by test\"}'; exit 1;; ADD) echo '" + result + "';; esac"
+		conf := fmt.Sprintf(`{"cniVersion":%q,"name":"fake",%s"plugins":[{"type":"fake"}]}`, c.version, c.more)
+		n := openWith(t, conf, func(o *Options) { o.BinDirs = []string{fakePlugins(t, "fake", script)} })
+		p := newPod(t)
+		setup(t, n, p)
+		err := n.Check(t.Context(), p)
+		told, _ := os.ReadFile(dir + "/CHECK")
+		if c.asked && (err == nil || !strings.Contains(err.Error(), "damaged by test") || !strings.Contains(string(told), `"10.82.0.2/24"`)) {
+			t.Errorf("%s: %v, told %s", conf, err, told)
+		}
+		if !c.asked && (err != nil || told != nil) {
+			t.Errorf("%s: %v, told %s", conf, err, told)
+		}
+	}
+}
+
 // TestAddressIsCutOff: once DEL has given the address back, its former owner cannot answer on the network any more,
 // although its namespace and interface live on.
 func TestAddressIsCutOff(t *testing.T) {

@@ -245,7 +245,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// rows: R-01, R-28, R-36, Q-02, Q-09, Q-10, Q-11, Q-13, GAP-39
+// rows: R-01, R-28, R-36, Q-02, Q-03, Q-09, Q-10, Q-11, Q-13, GAP-39
 func TestVersionStatusConfig(t *testing.T) {
 	e := newEdge(t)
 	version, err := e.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
@@ -256,7 +256,8 @@ func TestVersionStatusConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := resp.Status.Conditions; len(c) != 2 || c[0].Type != "RuntimeReady" || !c[0].Status || c[1].Type != "NetworkReady" || !c[1].Status || c[1].Reason != "" {
+	if c := resp.Status.Conditions; len(c) != 3 || c[0].Type != "RuntimeReady" || !c[0].Status || c[1].Type != "NetworkReady" || !c[1].Status || c[1].Reason != "" ||
+		c[2].Type != "PodNetworksReady" || !c[2].Status {
 		t.Errorf("conditions %v", c)
 	}
 	if h := resp.RuntimeHandlers; len(h) != 2 || h[0].Name != "" || h[1].Name != "special" || !h[1].Features.RecursiveReadOnlyMounts || !h[0].Features.UserNamespaces {
@@ -266,12 +267,16 @@ func TestVersionStatusConfig(t *testing.T) {
 		t.Errorf("features %v, info %v", resp.Features, resp.Info)
 	}
 
+	e.sandboxes.damaged = []string{"a/1", "a/2", "a/3", "a/4", "a/5", "a/6", "a/7", "a/8", "a/9", "b/1", "b/2"}
 	e.network.err = errors.New(`no "configuration"`)
 	resp, err = e.runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c := resp.Status.Conditions[1]; c.Status || c.Reason != "NetworkPluginNotReady" || c.Message != `no "configuration"` {
+		t.Errorf("condition %v", c)
+	}
+	if c := resp.Status.Conditions[2]; c.Status || c.Reason != "PodNetworkDamaged" || !strings.Contains(c.Message, "of 11 pods: a/1, ") || !strings.Contains(c.Message, "b/1, ...") {
 		t.Errorf("condition %v", c)
 	}
 	info := parseInfo(t, resp.Info)

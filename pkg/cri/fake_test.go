@@ -32,6 +32,7 @@ import (
 
 // fakeSandboxes holds pods and containers that never change, and fails each call with err.
 type fakeSandboxes struct {
+	damaged    []string
 	pods       []sandbox.Pod
 	containers []sandbox.Container
 	readings   []sandbox.PodReading
@@ -87,6 +88,7 @@ func (f *fakeSandboxes) VolumeUser(id digest.Digest) string {
 func (f *fakeSandboxes) RunPod(_ context.Context, c *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	return "newpod", f.call("RunPod %s %s", c.GetMetadata().GetName(), handler)
 }
+func (f *fakeSandboxes) DamagedNetworks() []string                  { return f.damaged }
 func (f *fakeSandboxes) StopPod(_ context.Context, id string) error { return f.call("StopPod %s", id) }
 func (f *fakeSandboxes) RemovePod(_ context.Context, id string) error {
 	return f.call("RemovePod %s", id)

@@ -47,6 +47,7 @@ type Sandboxes interface {
 	RemovePod(ctx context.Context, id string) error
 	Pod(id string) (sandbox.Pod, error)
 	Pods() []sandbox.Pod
+	DamagedNetworks() []string
 
 	CreateContainer(ctx context.Context, pod string, cfg *runtimeapi.ContainerConfig) (string, error)
 	StartContainer(ctx context.Context, id string) error

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,6 +26,7 @@ func (s *Server) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runtim
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			{Type: runtimeapi.RuntimeReady, Status: true},
 			network,
+			podNetworks(s.sandboxes.DamagedNetworks()),
 		}},
 		RuntimeHandlers: s.handlers,
 		Features: &runtimeapi.RuntimeFeatures{
@@ -40,6 +42,24 @@ func (s *Server) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runtim
 		}
 	}
 	return resp, nil
+}
+
+// podNetworksReady is a condition of our own, for people and tools: the kubelet acts on the two above only, and so goes
+// on to run pods on a node where the network of one is damaged.
+const podNetworksReady = "PodNetworksReady"
+
+// podNetworks is the condition for the pods whose network is damaged.
+func podNetworks(damaged []string) *runtimeapi.RuntimeCondition {
+	if len(damaged) == 0 {
+		return &runtimeapi.RuntimeCondition{Type: podNetworksReady, Status: true}
+	}
+	const named = 10
+	names := strings.Join(damaged[:min(len(damaged), named)], ", ")
+	if len(damaged) > named {
+		names += ", ..."
+	}
+	return &runtimeapi.RuntimeCondition{Type: podNetworksReady, Reason: "PodNetworkDamaged",
+		Message: fmt.Sprintf("of %d pods: %s; the log says how", len(damaged), names)}
 }
 
 // statusInfo has the keys that tools look for: config.sandboxImage (kubeadm), config.stateDir (critest), cniconfig and

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -109,6 +110,15 @@ func (f *fakeNetwork) Teardown(_ context.Context, p cni.Pod) error {
 		return f.downErr
 	}
 	delete(f.attached, p.ID)
+	return nil
+}
+
+func (f *fakeNetwork) Check(_ context.Context, p cni.Pod) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.attached[p.ID] {
+		return errors.New("not attached")
+	}
 	return nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -89,7 +88,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	m.finishHalfDone()
 	m.background(m.sweep)
-	m.background(m.collectNetworks)
+	m.background(m.tendNetworks)
 	return nil
 }
 
@@ -265,24 +264,6 @@ func (m *Manager) sweepNetwork(ctx context.Context) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	return nil
-}
-
-// collectInterval is how often attachments are collected after the first time: what plugins lose, they lose slowly.
-const collectInterval = time.Hour
-
-// collectNetworks tells the network from time to time which attachments are valid, for plugins can lose track while the
-// daemon lives, too: of a DEL that they were killed in, or of what another hand has removed.
-func (m *Manager) collectNetworks(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(collectInterval):
-		}
-		if err := m.sweepNetwork(ctx); err != nil && ctx.Err() == nil {
-			m.log.WithError(err).Warn("Leftovers could not be removed")
-		}
-	}
 }
 
 func (m *Manager) claimed(id string) bool {

@@ -74,6 +74,7 @@ type Network interface {
 	Setup(ctx context.Context, p cni.Pod) (cni.Result, error)
 	Teardown(ctx context.Context, p cni.Pod) error
 	GC(ctx context.Context, keep []cni.Pod) error
+	Check(ctx context.Context, p cni.Pod) error
 }
 
 // Shim is what the sandbox needs of libct.
@@ -145,6 +146,8 @@ type Manager struct {
 	networkSwept chan struct{} // closed when pods may be attached
 
 	creations atomic.Int32 // under way
+
+	damaged atomic.Pointer[[]string] // pods whose network is; nil: not looked yet
 
 	mu         sync.RWMutex // guards the maps
 	pods       map[string]*pod

@@ -194,6 +194,32 @@ func TestNetworksAreCollected(t *testing.T) {
 	})
 }
 
+// TestNetworksAreChecked: a pod whose attachment is damaged is named until it is gone.
+// rows: GAP-13
+func TestNetworksAreChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		n.runPod("good")
+		bad := n.runPod("bad")
+		want := func(want ...string) {
+			t.Helper()
+			time.Sleep(checkInterval + time.Second)
+			if got := n.DamagedNetworks(); !slices.Equal(got, want) {
+				t.Errorf("damaged networks %q, want %q", got, want)
+			}
+		}
+		want()
+		n.net.mu.Lock()
+		delete(n.net.attached, bad)
+		n.net.mu.Unlock()
+		want("default/bad")
+		if err := n.RemovePod(background, bad); err != nil {
+			t.Fatal(err)
+		}
+		want()
+	})
+}
+
 // TestInitIsKilledLast: by the kernel, which cannot be asked here for what only root of the whole machine may have.
 // rows: D-104
 func TestInitIsKilledLast(t *testing.T) {

@@ -15,7 +15,7 @@
 //   - The pod ignores router advertisements, and its addresses are usable at once unless enabledad is set.
 //
 // A configuration with a key that is not known here is for the real binary: Supports says so.
-// ADD, DEL, STATUS and GC are here; CHECK is not.
+// All verbs are here.
 package builtin
 
 import (
@@ -36,7 +36,7 @@ import (
 
 // Request is one call of a plugin: the parameters of CNI SPEC section 2, and the configuration it reads from standard input.
 type Request struct {
-	Command     string // ADD, DEL, STATUS, GC
+	Command     string // ADD, DEL, CHECK, STATUS, GC
 	ContainerID string
 	NetNS       string // path; may be empty or gone for DEL
 	IfName      string
@@ -163,6 +163,8 @@ func (p *Plugins) run(ctx context.Context, name string, r *Request) ([]byte, err
 		return json.Marshal(result)
 	case "DEL":
 		return nil, p.del(ctx, name, r)
+	case "CHECK":
+		return nil, p.check(ctx, name, r)
 	case "STATUS", "GC":
 		return nil, p.delegated(ctx, name, r)
 	}
@@ -193,7 +195,7 @@ func (p *Plugins) del(ctx context.Context, name string, r *Request) error {
 	return p.portmapDel(ctx, r)
 }
 
-// delegated passes STATUS and GC of a bridge on to its IPAM plugin. The built-in plugins themselves are always ready
+// delegated passes CHECK, STATUS and GC of a bridge on to its IPAM plugin. The built-in plugins themselves are always ready
 // and have nothing to collect: the caller runs DEL for each attachment that it finds in Attachments.
 func (p *Plugins) delegated(ctx context.Context, name string, r *Request) error {
 	if name != "bridge" {
