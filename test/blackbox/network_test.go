@@ -175,6 +175,7 @@ func TestHostNetwork(t *testing.T) {
 func TestPortForward(t *testing.T) {
 	p := newPod(t)
 	p.start(serves("forwarded"))
+	get(t, p.ips()[0]) // a connection that nobody takes would end the client
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	var out syncBuffer
@@ -188,7 +189,11 @@ func TestPortForward(t *testing.T) {
 		equal(t, "page", get(t, "127.0.0.1:28081"), "forwarded")
 	}
 	// A megabyte each way, and the end of one direction reaches the other side.
-	p.start(sh("tcpsvd 127.0.0.1 9 cat"))
+	echo := p.start(sh("tcpsvd 127.0.0.1 9 cat"))
+	eventually(t, 10*time.Second, "port 9 is listened on", func() (bool, string) {
+		r, err := echo.exec("sh", "-c", "netstat -ltn | grep -q '127.0.0.1:9 '")
+		return err == nil && r.ExitCode == 0, fmt.Sprint(r, err)
+	})
 	cmd2 := n.Crictl(ctx, "port-forward", p.id, "28082:9")
 	if err := cmd2.Start(); err != nil {
 		t.Fatal(err)
