@@ -55,8 +55,12 @@ func (s *Server) values(r *sandbox.Reading, base func(*metric) []string) []*runt
 	for i := range s.metrics {
 		m := &s.metrics[i]
 		m.values(r, func(value uint64, labels ...string) {
+			values := base(m)
+			if len(labels) > 0 {
+				values = slices.Concat(values, labels)
+			}
 			all = append(all, &runtimeapi.Metric{
-				Name: m.name, MetricType: m.kind, LabelValues: slices.Concat(base(m), labels), Value: &runtimeapi.UInt64Value{Value: value},
+				Name: m.name, MetricType: m.kind, LabelValues: values, Value: &runtimeapi.UInt64Value{Value: value},
 			})
 		})
 	}

@@ -168,10 +168,10 @@ var ioMetrics = []metric{
 		labels: []string{"device", "major", "minor", "operation"}, served: deviceIO,
 		values: func(r *sandbox.Reading, add addValue) {
 			for _, io := range devices(r) {
-				name, major, minor := stats.DeviceName(io.Major, io.Minor), strconv.Itoa(int(io.Major)), strconv.Itoa(int(io.Minor))
-				add(io.ReadBytes, name, major, minor, "Read")
-				add(io.WriteBytes, name, major, minor, "Write")
-				add(io.DiscardBytes, name, major, minor, "Discard")
+				major, minor := strconv.Itoa(int(io.Major)), strconv.Itoa(int(io.Minor))
+				add(io.ReadBytes, io.Device, major, minor, "Read")
+				add(io.WriteBytes, io.Device, major, minor, "Write")
+				add(io.DiscardBytes, io.Device, major, minor, "Discard")
 			}
 		}},
 }
@@ -192,7 +192,7 @@ func deviceIO(k stats.Kernel) bool { return k.IO }
 func deviceMetric(name, help string, value func(*stats.DeviceIO) uint64) metric {
 	return metric{name: name, help: help, kind: counter, labels: []string{"device"}, served: deviceIO, values: func(r *sandbox.Reading, add addValue) {
 		for _, io := range devices(r) {
-			add(value(&io), stats.DeviceName(io.Major, io.Minor))
+			add(value(&io), io.Device)
 		}
 	}}
 }
@@ -211,7 +211,7 @@ func devices(r *sandbox.Reading) []stats.DeviceIO {
 	if slices.ContainsFunc(all, func(io stats.DeviceIO) bool { return io.Major == fs.Major && io.Minor == fs.Minor }) {
 		return all
 	}
-	return append(slices.Clip(all), stats.DeviceIO{Major: fs.Major, Minor: fs.Minor})
+	return append(slices.Clip(all), stats.DeviceIO{Device: fs.Device, Major: fs.Major, Minor: fs.Minor})
 }
 
 var processMetrics = []metric{

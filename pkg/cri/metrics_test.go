@@ -34,7 +34,7 @@ func fullReading() sandbox.Reading {
 			CPUUserNanos: 2e9, CPUSystemNanos: 1e9, Periods: 13, ThrottledPeriods: 14, ThrottledNanos: 15e9,
 			Cache: 16, MappedFile: 17, ActiveFile: 18, InactiveFile: 19, KernelMemory: 20, MaxMemory: number(21),
 			OwnPageFaults: 22, OwnMajorPageFaults: 23, MemoryFailures: 24, OOMKills: 25, PidsLimit: number(26),
-			IO:        []stats.DeviceIO{{Major: 0, Minor: 77, ReadBytes: 1024, WriteBytes: 2048, DiscardBytes: 27, Reads: 28, Writes: 29}},
+			IO:        []stats.DeviceIO{{Device: "0:77", Major: 0, Minor: 77, ReadBytes: 1024, WriteBytes: 2048, DiscardBytes: 27, Reads: 28, Writes: 29}},
 			HugePages: []stats.HugePages{{Size: "2MB", Usage: 30, Max: number(31)}},
 		},
 		Processes:  &stats.Processes{Count: 32, Threads: 33, Descriptors: 34, Sockets: 35, States: stats.States{Running: 36, Sleeping: 37, Stopped: 38, Uninterruptible: 39, Zombie: 40}},
@@ -92,23 +92,23 @@ fs_limit_bytes [/dev/x] 53 GAUGE
 fs_inodes_free [/dev/x] 55 GAUGE
 fs_inodes_total [/dev/x] 54 GAUGE
 fs_reads_total [0:77] 28 COUNTER
-fs_reads_total [0:78] 0 COUNTER
+fs_reads_total [/dev/x] 0 COUNTER
 fs_writes_total [0:77] 29 COUNTER
-fs_writes_total [0:78] 0 COUNTER
+fs_writes_total [/dev/x] 0 COUNTER
 fs_reads_bytes_total [0:77] 1024 COUNTER
-fs_reads_bytes_total [0:78] 0 COUNTER
+fs_reads_bytes_total [/dev/x] 0 COUNTER
 fs_writes_bytes_total [0:77] 2048 COUNTER
-fs_writes_bytes_total [0:78] 0 COUNTER
+fs_writes_bytes_total [/dev/x] 0 COUNTER
 fs_sector_reads_total [0:77] 2 COUNTER
-fs_sector_reads_total [0:78] 0 COUNTER
+fs_sector_reads_total [/dev/x] 0 COUNTER
 fs_sector_writes_total [0:77] 4 COUNTER
-fs_sector_writes_total [0:78] 0 COUNTER
+fs_sector_writes_total [/dev/x] 0 COUNTER
 blkio_device_usage_total [0:77 0 77 Read] 1024 COUNTER
 blkio_device_usage_total [0:77 0 77 Write] 2048 COUNTER
 blkio_device_usage_total [0:77 0 77 Discard] 27 COUNTER
-blkio_device_usage_total [0:78 0 78 Read] 0 COUNTER
-blkio_device_usage_total [0:78 0 78 Write] 0 COUNTER
-blkio_device_usage_total [0:78 0 78 Discard] 0 COUNTER
+blkio_device_usage_total [/dev/x 0 78 Read] 0 COUNTER
+blkio_device_usage_total [/dev/x 0 78 Write] 0 COUNTER
+blkio_device_usage_total [/dev/x 0 78 Discard] 0 COUNTER
 processes [] 32 GAUGE
 threads [] 33 GAUGE
 file_descriptors [] 34 GAUGE

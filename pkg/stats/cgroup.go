@@ -113,7 +113,7 @@ func OfProcess(pid int) (Cgroup, error) {
 	if err != nil {
 		return Cgroup{}, err
 	}
-	b, done, err := readSmall("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	b, done, err := anywhere.small("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	defer done()
 	if err != nil {
 		return Cgroup{}, fmt.Errorf("cgroup of process %d: %w", pid, err)

@@ -40,6 +40,7 @@ type Detail struct {
 
 // DeviceIO is what was read from and written to a block device; cumulative.
 type DeviceIO struct {
+	Device                              string // see DeviceName
 	Major, Minor                        uint32
 	ReadBytes, WriteBytes, DiscardBytes uint64
 	Reads, Writes                       uint64
@@ -61,9 +62,9 @@ func (c Cgroup) Detail() (Detail, error) {
 	}
 	var r optional
 	if c.v1 != (v1Dirs{}) {
-		c.v1.readDetail(&d, &r)
+		r.v1(c.v1, &d)
 	} else {
-		readV2Detail(c.unified, &d, &r)
+		r.in(c.unified, func(dir dir) { r.v2(dir, &d) })
 	}
 	if err := errors.Join(r.errs...); err != nil {
 		return d, fmt.Errorf("cgroup detail: %w", err)
@@ -81,9 +82,21 @@ func (r *optional) check(err error) bool {
 	return err == nil
 }
 
+// in opens a directory for read, unless there is none.
+func (r *optional) in(path string, read func(dir)) {
+	if path == "" {
+		return
+	}
+	d, err := openDir(path)
+	if r.check(err) {
+		read(d)
+		d.close()
+	}
+}
+
 // number is nil if the file is not there.
-func (r *optional) number(name string) *uint64 {
-	n, err := readNumber(name)
+func (r *optional) number(d dir, file string) *uint64 {
+	n, err := d.number(file)
 	if !r.check(err) {
 		return nil
 	}
@@ -91,8 +104,8 @@ func (r *optional) number(name string) *uint64 {
 }
 
 // keys yields the pairs of a flat keyed file.
-func (r *optional) keys(name string, each func(key string, value uint64)) {
-	b, done, err := readSmall(name)
+func (r *optional) keys(d dir, file string, each func(key string, value uint64)) {
+	b, done, err := d.small(file)
 	defer done()
 	if r.check(err) {
 		for key, value := range values(b) {
@@ -101,15 +114,15 @@ func (r *optional) keys(name string, each func(key string, value uint64)) {
 	}
 }
 
-func (r *optional) limit(name string) *uint64 {
-	n, err := readLimit(name)
+func (r *optional) limit(d dir, file string) *uint64 {
+	n, err := d.limit(file)
 	r.check(err)
 	return n
 }
 
-func readV2Detail(dir string, d *Detail, r *optional) {
-	d.MaxMemory = r.number(dir + "/memory.peak")
-	r.keys(dir+"/memory.events", func(key string, value uint64) {
+func (r *optional) v2(dir dir, d *Detail) {
+	d.MaxMemory = r.number(dir, "memory.peak")
+	r.keys(dir, "memory.events", func(key string, value uint64) {
 		switch key {
 		case "max":
 			d.MemoryFailures = value
@@ -117,10 +130,10 @@ func readV2Detail(dir string, d *Detail, r *optional) {
 			d.OOMKills = value
 		}
 	})
-	d.PidsLimit = r.limit(dir + "/pids.max")
-	r.ioStat(dir+"/io.stat", d)
+	d.PidsLimit = r.limit(dir, "pids.max")
+	r.ioStat(dir, d)
 	for _, size := range hugePageSizes() {
-		if n := r.number(dir + "/hugetlb." + size + ".current"); n != nil {
+		if n := r.number(dir, "hugetlb."+size+".current"); n != nil {
 			d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: *n})
 		}
 	}
@@ -129,8 +142,8 @@ func readV2Detail(dir string, d *Detail, r *optional) {
 // userHZ is the unit in which the kernel tells times to user space: it is 100 on all platforms that Go runs on.
 const userHZ = 100
 
-func (v v1Dirs) readDetail(d *Detail, r *optional) {
-	r.keys(v.cpuacct+"/cpuacct.stat", func(key string, value uint64) {
+func (r *optional) v1(v v1Dirs, d *Detail) {
+	r.keys(anywhere, v.cpuacct+"/cpuacct.stat", func(key string, value uint64) {
 		switch key {
 		case "user":
 			d.CPUUserNanos = value * (1e9 / userHZ)
@@ -139,7 +152,7 @@ func (v v1Dirs) readDetail(d *Detail, r *optional) {
 		}
 	})
 	if v.cpu != "" {
-		r.keys(v.cpu+"/cpu.stat", func(key string, value uint64) {
+		r.keys(anywhere, v.cpu+"/cpu.stat", func(key string, value uint64) {
 			switch key {
 			case "nr_periods":
 				d.Periods = value
@@ -150,36 +163,38 @@ func (v v1Dirs) readDetail(d *Detail, r *optional) {
 			}
 		})
 	}
-	d.MaxMemory = r.number(v.memory + "/memory.max_usage_in_bytes")
-	if n := r.number(v.memory + "/memory.failcnt"); n != nil {
+	r.in(v.memory, func(dir dir) { r.v1Memory(dir, d) })
+	if v.pids != "" {
+		d.PidsLimit = r.limit(anywhere, v.pids+"/pids.max")
+	}
+	r.in(v.blkio, func(dir dir) { r.blkio(dir, d) })
+	r.in(v.hugetlb, func(dir dir) {
+		for _, size := range hugePageSizes() {
+			if n := r.number(dir, "hugetlb."+size+".usage_in_bytes"); n != nil {
+				d.HugePages = append(d.HugePages, HugePages{size, *n, r.number(dir, "hugetlb."+size+".max_usage_in_bytes")})
+			}
+		}
+	})
+}
+
+func (r *optional) v1Memory(dir dir, d *Detail) {
+	d.MaxMemory = r.number(dir, "memory.max_usage_in_bytes")
+	if n := r.number(dir, "memory.failcnt"); n != nil {
 		d.MemoryFailures = *n
 	}
-	if n := r.number(v.memory + "/memory.kmem.usage_in_bytes"); n != nil {
+	if n := r.number(dir, "memory.kmem.usage_in_bytes"); n != nil {
 		d.KernelMemory = *n
 	}
-	r.keys(v.memory+"/memory.oom_control", func(key string, value uint64) {
+	r.keys(dir, "memory.oom_control", func(key string, value uint64) {
 		if key == "oom_kill" {
 			d.OOMKills = value
 		}
 	})
-	if v.pids != "" {
-		d.PidsLimit = r.limit(v.pids + "/pids.max")
-	}
-	if v.blkio != "" {
-		r.blkio(v.blkio, d)
-	}
-	if v.hugetlb != "" {
-		for _, size := range hugePageSizes() {
-			if n := r.number(v.hugetlb + "/hugetlb." + size + ".usage_in_bytes"); n != nil {
-				d.HugePages = append(d.HugePages, HugePages{size, *n, r.number(v.hugetlb + "/hugetlb." + size + ".max_usage_in_bytes")})
-			}
-		}
-	}
 }
 
 // ioStat reads lines like "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6".
-func (r *optional) ioStat(name string, d *Detail) {
-	b, done, err := readSmall(name)
+func (r *optional) ioStat(dir dir, d *Detail) {
+	b, done, err := dir.small("io.stat")
 	defer done()
 	if !r.check(err) {
 		return
@@ -213,8 +228,8 @@ func (r *optional) ioStat(name string, d *Detail) {
 }
 
 // blkio reads the counters of the throttling layer, which all I/O passes, whatever its scheduler.
-func (r *optional) blkio(dir string, d *Detail) {
-	r.operations(dir+"/blkio.throttle.io_service_bytes_recursive", d, func(device *DeviceIO, operation string, value uint64) {
+func (r *optional) blkio(dir dir, d *Detail) {
+	r.operations(dir, "blkio.throttle.io_service_bytes_recursive", d, func(device *DeviceIO, operation string, value uint64) {
 		switch operation {
 		case "Read":
 			device.ReadBytes = value
@@ -224,7 +239,7 @@ func (r *optional) blkio(dir string, d *Detail) {
 			device.DiscardBytes = value
 		}
 	})
-	r.operations(dir+"/blkio.throttle.io_serviced_recursive", d, func(device *DeviceIO, operation string, value uint64) {
+	r.operations(dir, "blkio.throttle.io_serviced_recursive", d, func(device *DeviceIO, operation string, value uint64) {
 		switch operation {
 		case "Read":
 			device.Reads = value
@@ -235,8 +250,8 @@ func (r *optional) blkio(dir string, d *Detail) {
 }
 
 // operations reads lines like "8:0 Read 4096"; the last line is a total without a device.
-func (r *optional) operations(name string, d *Detail, each func(device *DeviceIO, operation string, value uint64)) {
-	b, done, err := readSmall(name)
+func (r *optional) operations(dir dir, file string, d *Detail, each func(device *DeviceIO, operation string, value uint64)) {
+	b, done, err := dir.small(file)
 	defer done()
 	if !r.check(err) {
 		return
@@ -269,7 +284,7 @@ func (d *Detail) device(id string) *DeviceIO {
 			return &d.IO[i]
 		}
 	}
-	d.IO = append(d.IO, DeviceIO{Major: uint32(major), Minor: uint32(minor)})
+	d.IO = append(d.IO, DeviceIO{Device: DeviceName(uint32(major), uint32(minor)), Major: uint32(major), Minor: uint32(minor)})
 	return &d.IO[len(d.IO)-1]
 }
 

@@ -64,7 +64,7 @@ func TestDetailV2(t *testing.T) {
 		CPUUserNanos: 20000, CPUSystemNanos: 10000, Periods: 5, ThrottledPeriods: 4, ThrottledNanos: 3000,
 		Cache: 2, MappedFile: 4, ActiveFile: 6, InactiveFile: 5, KernelMemory: 3, MaxMemory: pointer(2000),
 		OwnPageFaults: 7, OwnMajorPageFaults: 8, MemoryFailures: 3, OOMKills: 5, PidsLimit: pointer(100),
-		IO:        []DeviceIO{{8, 0, 1, 2, 5, 3, 4}, {254, 16, 0, 0, 0, 0, 0}},
+		IO:        []DeviceIO{{DeviceName(8, 0), 8, 0, 1, 2, 5, 3, 4}, {DeviceName(254, 16), 254, 16, 0, 0, 0, 0, 0}},
 		HugePages: []HugePages{{"2MB", 4194304, nil}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Usage{}, "At")); diff != "" {
@@ -105,7 +105,7 @@ func TestDetailV1(t *testing.T) {
 		CPUUserNanos: 20_000_000, CPUSystemNanos: 10_000_000, Periods: 5, ThrottledPeriods: 4, ThrottledNanos: 3000,
 		Cache: 2, MappedFile: 4, ActiveFile: 6, InactiveFile: 5, KernelMemory: 33, MaxMemory: pointer(2000),
 		OwnPageFaults: 70, OwnMajorPageFaults: 80, MemoryFailures: 3, OOMKills: 5,
-		IO:        []DeviceIO{{8, 0, 1, 2, 5, 3, 4}},
+		IO:        []DeviceIO{{DeviceName(8, 0), 8, 0, 1, 2, 5, 3, 4}},
 		HugePages: []HugePages{{"2MB", 4194304, pointer(6291456)}},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Usage{}, "At")); diff != "" {

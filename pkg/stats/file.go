@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"path"
 	"strconv"
 	"sync"
 
@@ -19,36 +20,58 @@ const maxSmall = 32 << 10
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, maxSmall); return &b }}
 
-// readSmall reads a file of at most maxSmall bytes with one open and one read:
+// dir is an open directory. Its files are found in one step, where their paths, in cgroups, have ten.
+type dir struct {
+	path string
+	fd   int
+}
+
+// anywhere is where absolute paths are found.
+var anywhere = dir{fd: unix.AT_FDCWD}
+
+// openDir is ErrNotFound for a directory that is not there. The caller closes it.
+func openDir(path string) (dir, error) {
+	fd, err := anywhere.open(path, unix.O_PATH|unix.O_DIRECTORY)
+	return dir{path, fd}, err
+}
+
+func (d dir) close() { _ = unix.Close(d.fd) } // nothing was written
+
+// open is without os.File, which would ask for the poller in vain; so is read.
+func (d dir) open(file string, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat(d.fd, file, flags|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return fd, nil
+		}
+		if err != unix.EINTR {
+			return -1, fileError(d.name(file), err)
+		}
+	}
+}
+
+func (d dir) name(file string) string { return path.Join(d.path, file) }
+
+// small reads a file of at most maxSmall bytes with one open and one read:
 // the kernel makes the files of cgroups and of /proc/PID in one piece. The
 // contents are valid until done, which must be called in any case. A file that
 // is not there is ErrNotFound, and so is one of a cgroup that was removed meanwhile.
-func readSmall(name string) (contents []byte, done func(), err error) {
+func (d dir) small(file string) (contents []byte, done func(), err error) {
 	b := buffers.Get().(*[]byte)
 	done = func() { buffers.Put(b) }
-	fd, err := open(name)
+	fd, err := d.open(file, unix.O_RDONLY)
 	if err != nil {
 		return nil, done, err
 	}
 	defer unix.Close(fd)
 	n, err := read(fd, *b)
 	if err != nil {
-		return nil, done, fileError(name, err)
+		return nil, done, fileError(d.name(file), err)
 	}
 	if n == maxSmall {
-		return nil, done, fmt.Errorf("%s: %d bytes or more: %w", name, maxSmall, errdefs.ErrOutOfRange)
+		return nil, done, fmt.Errorf("%s: %d bytes or more: %w", d.name(file), maxSmall, errdefs.ErrOutOfRange)
 	}
 	return (*b)[:n], done, nil
-}
-
-// open and read are without os.File, which would ask for the poller in vain.
-func open(name string) (int, error) {
-	for {
-		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, fileError(name, err)
-		}
-	}
 }
 
 func read(fd int, b []byte) (int, error) {
@@ -73,9 +96,9 @@ func fileError(name string, err error) error {
 // unlimited is above all limits: v1 has 2^63-1 less a page for none.
 const unlimited = math.MaxInt64 / 2
 
-// readNumber reads a file of one number; "max" is the largest.
-func readNumber(name string) (uint64, error) {
-	b, done, err := readSmall(name)
+// number reads a file of one number; "max" is the largest.
+func (d dir) number(file string) (uint64, error) {
+	b, done, err := d.small(file)
 	defer done()
 	if err != nil {
 		return 0, err
@@ -86,14 +109,14 @@ func readNumber(name string) (uint64, error) {
 	}
 	n, ok := number(b)
 	if !ok {
-		return 0, fmt.Errorf("%s: %.40q is not a number: %w", name, b, errdefs.ErrDataLoss)
+		return 0, fmt.Errorf("%s: %.40q is not a number: %w", d.name(file), b, errdefs.ErrDataLoss)
 	}
 	return n, nil
 }
 
-// readLimit returns nil for no limit.
-func readLimit(name string) (*uint64, error) {
-	n, err := readNumber(name)
+// limit returns nil for no limit.
+func (d dir) limit(file string) (*uint64, error) {
+	n, err := d.number(file)
 	if err != nil || n >= unlimited {
 		return nil, err
 	}
@@ -124,10 +147,10 @@ func values(file []byte) iter.Seq2[[]byte, uint64] {
 	}
 }
 
-// readPSI returns nil where there is no pressure: the file is not there, or
+// psi returns nil where there is no pressure: the file is not there, or
 // opening or reading it says that it is switched off (EOPNOTSUPP).
-func readPSI(name string) *PSI {
-	b, done, err := readSmall(name)
+func (d dir) psi(file string) *PSI {
+	b, done, err := d.small(file)
 	defer done()
 	if err != nil {
 		return nil

@@ -41,13 +41,13 @@ func Interfaces(netns string) ([]Interface, error) {
 // interfacesIn ends with its goroutine still locked to the thread if the
 // thread cannot leave the namespace: then the thread ends with the goroutine.
 func interfacesIn(netns string) ([]Interface, error) {
-	target, err := open(netns)
+	target, err := anywhere.open(netns, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(target)
 	runtime.LockOSThread()
-	own, err := open("/proc/thread-self/ns/net")
+	own, err := anywhere.open("/proc/thread-self/ns/net", unix.O_RDONLY)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return nil, err

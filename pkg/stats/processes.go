@@ -166,7 +166,7 @@ func (s *States) count(state byte) {
 // readStat returns the state and the number of threads: the 3rd and 20th
 // field. The 2nd is a name in parentheses, which may have any character in it.
 func readStat(name string) (state byte, threads uint64, err error) {
-	b, done, err := readSmall(name)
+	b, done, err := anywhere.small(name)
 	defer done()
 	if err != nil {
 		return 0, 0, err
@@ -183,7 +183,7 @@ func readStat(name string) (state byte, threads uint64, err error) {
 // see getrlimit(2). Those that are unlimited are left out. It is ErrNotFound
 // when there is no such process.
 func SoftLimits(pid int) (map[string]uint64, error) {
-	b, done, err := readSmall("/proc/" + strconv.Itoa(pid) + "/limits")
+	b, done, err := anywhere.small("/proc/" + strconv.Itoa(pid) + "/limits")
 	defer done()
 	if err != nil {
 		return nil, fmt.Errorf("limits of process %d: %w", pid, err)

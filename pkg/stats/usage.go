@@ -25,7 +25,7 @@ func (c Cgroup) readInto(d *Detail) error {
 	var err error
 	switch {
 	case c.v1 != v1Dirs{}:
-		err = c.v1.read(d)
+		err = c.v1.read(d, c.unified)
 	case c.unified != "":
 		err = readV2(c.unified, d)
 	default:
@@ -34,44 +34,51 @@ func (c Cgroup) readInto(d *Detail) error {
 	if err != nil {
 		return fmt.Errorf("cgroup usage: %w", err)
 	}
-	if c.unified != "" {
-		d.CPUPSI = readPSI(c.unified + "/cpu.pressure")
-		d.MemoryPSI = readPSI(c.unified + "/memory.pressure")
-		d.IOPSI = readPSI(c.unified + "/io.pressure")
-	}
 	return nil
 }
 
+// readPressure leaves nil what is not there.
+func (u *Usage) readPressure(d dir) {
+	u.CPUPSI = d.psi("cpu.pressure")
+	u.MemoryPSI = d.psi("memory.pressure")
+	u.IOPSI = d.psi("io.pressure")
+}
+
 // readV2 reads the files of Documentation/admin-guide/cgroup-v2.rst.
-func readV2(dir string, u *Detail) error {
-	if err := readV2CPU(dir, u); err != nil {
+func readV2(path string, u *Detail) error {
+	d, err := openDir(path)
+	if err != nil {
 		return err
 	}
-	var err error
-	if u.MemoryUsage, err = readNumber(dir + "/memory.current"); err != nil {
+	defer d.close()
+	if err := readV2CPU(d, u); err != nil {
 		return err
 	}
-	if err := readV2MemoryStat(dir, u); err != nil {
+	if u.MemoryUsage, err = d.number("memory.current"); err != nil {
 		return err
 	}
-	if u.MemoryLimit, err = readLimit(dir + "/memory.max"); err != nil {
+	if err := readV2MemoryStat(d, u); err != nil {
+		return err
+	}
+	if u.MemoryLimit, err = d.limit("memory.max"); err != nil {
 		return err
 	}
 	u.SwapUsage, u.SwapLimit = new(uint64), new(uint64)
-	switch used, err := readNumber(dir + "/memory.swap.current"); {
+	switch used, err := d.number("memory.swap.current"); {
 	case err == nil:
 		u.SwapUsage = &used
-		if u.SwapLimit, err = readLimit(dir + "/memory.swap.max"); err != nil {
+		if u.SwapLimit, err = d.limit("memory.swap.max"); err != nil {
 			return err
 		}
 	case !errdefs.IsNotFound(err): // not there: the kernel has no swap
 		return err
 	}
-	return readPids(dir, dir, &u.Usage)
+	u.readPressure(d)
+	return readPids(d, path, &u.Usage)
 }
 
-func readV2CPU(dir string, u *Detail) error {
-	b, done, err := readSmall(dir + "/cpu.stat")
+func readV2CPU(d dir, u *Detail) error {
+	b, done, err := d.small("cpu.stat")
 	defer done()
 	if err != nil {
 		return err
@@ -96,8 +103,8 @@ func readV2CPU(dir string, u *Detail) error {
 	return nil
 }
 
-func readV2MemoryStat(dir string, u *Detail) error {
-	b, done, err := readSmall(dir + "/memory.stat")
+func readV2MemoryStat(d dir, u *Detail) error {
+	b, done, err := d.small("memory.stat")
 	defer done()
 	if err != nil {
 		return err
@@ -128,34 +135,55 @@ func readV2MemoryStat(dir string, u *Detail) error {
 	return nil
 }
 
-// read reads the files of Documentation/admin-guide/cgroup-v1. All values
-// are of the cgroup and those below.
-func (d v1Dirs) read(u *Detail) error {
-	if d.cpuacct == "" || d.memory == "" {
+// read reads the files of Documentation/admin-guide/cgroup-v1, and pressures
+// of the unified hierarchy, if there is one. All values are of the cgroup and
+// those below.
+func (v v1Dirs) read(u *Detail, unified string) error {
+	if v.cpuacct == "" || v.memory == "" {
 		return fmt.Errorf("the v1 controllers cpuacct and memory are not both mounted: %w", errdefs.ErrUnavailable)
 	}
 	var err error
-	if u.CPUNanos, err = readNumber(d.cpuacct + "/cpuacct.usage"); err != nil {
+	if u.CPUNanos, err = anywhere.number(v.cpuacct + "/cpuacct.usage"); err != nil {
 		return err
 	}
 	u.At = time.Now()
-	if u.MemoryUsage, err = readNumber(d.memory + "/memory.usage_in_bytes"); err != nil {
+	d, err := openDir(v.memory)
+	if err != nil {
 		return err
 	}
-	if err := d.readMemoryStat(u); err != nil {
+	defer d.close()
+	if u.MemoryUsage, err = d.number("memory.usage_in_bytes"); err != nil {
 		return err
 	}
-	if u.MemoryLimit, err = readLimit(d.memory + "/memory.limit_in_bytes"); err != nil {
+	if err := readV1MemoryStat(d, u); err != nil {
 		return err
 	}
-	if u.SwapLimit, err = d.readSwapLimit(u.MemoryLimit); err != nil {
+	if u.MemoryLimit, err = d.limit("memory.limit_in_bytes"); err != nil {
 		return err
 	}
-	return readPids(d.pids, d.memory, &u.Usage)
+	if u.SwapLimit, err = readV1SwapLimit(d, u.MemoryLimit); err != nil {
+		return err
+	}
+	if unified != "" {
+		if d, err := openDir(unified); err == nil {
+			u.readPressure(d)
+			d.close()
+		}
+	}
+	if v.pids == "" {
+		u.Pids, err = countProcs(v.memory, 0)
+		return err
+	}
+	pids, err := openDir(v.pids)
+	if err != nil {
+		return err
+	}
+	defer pids.close()
+	return readPids(pids, v.memory, &u.Usage)
 }
 
-func (d v1Dirs) readMemoryStat(u *Detail) error {
-	b, done, err := readSmall(d.memory + "/memory.stat")
+func readV1MemoryStat(d dir, u *Detail) error {
+	b, done, err := d.small("memory.stat")
 	defer done()
 	if err != nil {
 		return err
@@ -190,9 +218,9 @@ func (d v1Dirs) readMemoryStat(u *Detail) error {
 	return nil
 }
 
-// readSwapLimit returns what the limit of memory and swap together leaves for swap.
-func (d v1Dirs) readSwapLimit(memory *uint64) (*uint64, error) {
-	both, err := readLimit(d.memory + "/memory.memsw.limit_in_bytes")
+// readV1SwapLimit returns what the limit of memory and swap together leaves for swap.
+func readV1SwapLimit(d dir, memory *uint64) (*uint64, error) {
+	both, err := d.limit("memory.memsw.limit_in_bytes")
 	switch {
 	case errdefs.IsNotFound(err): // swap is not accounted
 		return new(uint64), nil
@@ -207,19 +235,10 @@ func (d v1Dirs) readSwapLimit(memory *uint64) (*uint64, error) {
 
 // readPids takes the count of the pids controller or counts the processes
 // that are listed.
-func readPids(pids, procs string, u *Usage) error {
-	if pids != "" {
-		n, err := readNumber(pids + "/pids.current")
-		if err == nil {
-			u.Pids = n
-			return nil
-		}
-		if !errdefs.IsNotFound(err) {
-			return err
-		}
+func readPids(pids dir, procs string, u *Usage) (err error) {
+	if u.Pids, err = pids.number("pids.current"); errdefs.IsNotFound(err) {
+		u.Pids, err = countProcs(procs, 0)
 	}
-	n, err := countProcs(procs, 0)
-	u.Pids = n
 	return err
 }
 
@@ -250,7 +269,7 @@ func countProcs(dir string, depth int) (uint64, error) {
 }
 
 func countLines(name string) (uint64, error) {
-	fd, err := open(name)
+	fd, err := anywhere.open(name, unix.O_RDONLY)
 	if err != nil {
 		return 0, err
 	}
