@@ -27,10 +27,10 @@ ARGS    ?=
 # The work tree may belong to somebody else, and root may have no git identity: the version comes from above.
 export GOFLAGS ?= -buildvcs=false
 
-LDFLAGS   := -s -w -X main.version=$(VERSION)
-TAGS      := nri_no_wasm
-SHIM_TAGS := netgo osusergo seccomp runc_nocriu
-PODINIT   := pkg/libct/shim/podinit
+LDFLAGS    := -s -w -X main.version=$(VERSION)
+TAGS       := nri_no_wasm
+SHIM_TAGS  := netgo osusergo seccomp runc_nocriu
+C_PROGRAMS := pkg/libct/shim/podinit/init.bin pkg/libct/shim/execinit/init.bin
 
 .PHONY: help build deps-build deps-demo deps-test unit blackbox critest test demo lint tools crictl images install clean distclean
 help:
@@ -42,14 +42,15 @@ build: bin/criserver bin/criserver-shim
 
 # Go knows best what has changed; these rules always ask it.
 .PHONY: bin/criserver bin/criserver-shim
-bin/criserver: $(PODINIT)/init.bin
+bin/criserver: $(C_PROGRAMS)
 	CGO_ENABLED=0 go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@ ./cmd/criserver
 
-bin/criserver-shim: $(PODINIT)/init.bin
+bin/criserver-shim: $(C_PROGRAMS)
 	CGO_ENABLED=1 go build -trimpath -tags '$(SHIM_TAGS)' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/criserver-shim
 
-$(PODINIT)/init.bin: $(wildcard $(PODINIT)/*.c) $(wildcard $(PODINIT)/podinit.go)
-	go generate ./$(PODINIT)
+# The C programs that are embedded.
+%/init.bin: %/init.c $(wildcard pkg/libct/shim/*init/*init.go)
+	go generate ./$*
 
 # ---- what tests and demo need ----
 
@@ -81,7 +82,7 @@ $(IMAGES)/critest/index.json: $(filter-out %_test.go,$(wildcard test/images/*.go
 
 TESTSUM = go run ./hack/testsum -cache $(CACHE) -run '$(RUN)' $(ARGS)
 
-unit: deps-test $(PODINIT)/init.bin
+unit: deps-test $(C_PROGRAMS)
 	$(TESTSUM) unit
 
 blackbox: deps-test build $(CRICTL) images
@@ -99,7 +100,7 @@ test:
 demo:
 	@go run ./test/demo -bin bin -cache $(CACHE)
 
-lint: $(PODINIT)/init.bin
+lint: $(C_PROGRAMS)
 	@out=$$(gofmt -l cmd pkg hack test); [ -z "$$out" ] || { echo "gofmt -w $$out"; exit 1; }
 	go vet ./...
 	go vet -tags '$(SHIM_TAGS)' ./pkg/libct/... ./cmd/criserver-shim
@@ -114,7 +115,7 @@ install: build
 	[ -e $(DESTDIR)/etc/criserver/config.toml ] || install -D -m 0644 deploy/config.toml $(DESTDIR)/etc/criserver/config.toml
 
 clean:
-	rm -rf bin $(PODINIT)/init.bin
+	rm -rf bin $(C_PROGRAMS)
 
 distclean: clean
 	rm -rf $(CACHE)

@@ -2,14 +2,17 @@ package libct
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,22 +34,66 @@ func BenchmarkRun(b *testing.B) {
 	}
 }
 
-// An exec until its exit is known.
+// An exec until its exit is known, both ways by turns, so that the machine is the same to both.
 func BenchmarkExec(b *testing.B) {
 	n := newNode(b)
 	spec := n.spec("c", "sleep", "1000")
 	spec.Linux.Seccomp = defaultSeccomp(b, spec)
 	n.create(spec, "c")
 	n.must(n.Start(b.Context(), "c"))
-	before := n.cpu()
-	defer func() { b.ReportMetric((n.cpu()-before)/float64(b.N), "cpu-ms/op") }()
-	for b.Loop() {
-		p, err := n.Exec(b.Context(), "c", execProcess("true"), Stdio{})
-		n.must(err)
-		_, err = p.Wait(b.Context())
-		n.must(err)
-		n.must(p.Close())
+	quick := execProcess("true")
+	slow := byLibcontainer(quick)
+	for _, together := range []int{1, 10} {
+		var rounds [2]execCost
+		b.Run(fmt.Sprintf("%dAtOnce", together), func(b *testing.B) {
+			rounds = [2]execCost{}
+			for b.Loop() {
+				for way, p := range []*specs.Process{quick, slow} {
+					n.timeExecs(&rounds[way], together, p)
+				}
+			}
+			for way, name := range []string{"init", "libcontainer"} {
+				rounds[way].report(b, name)
+			}
+		})
 	}
+}
+
+// execCost is what execs took.
+type execCost struct {
+	walls []time.Duration
+	cpu   float64 // milliseconds, of all
+}
+
+// timeExecs makes so many execs at once.
+func (n *node) timeExecs(cost *execCost, together int, spec *specs.Process) {
+	before := n.cpu()
+	walls := make([]time.Duration, together)
+	var g errgroup.Group
+	for i := range together {
+		g.Go(func() error {
+			start := time.Now()
+			p, err := n.Exec(n.t.Context(), "c", spec, Stdio{})
+			if err != nil {
+				return err
+			}
+			_, err = p.Wait(n.t.Context())
+			walls[i] = time.Since(start)
+			return errors.Join(err, p.Close())
+		})
+	}
+	n.must(g.Wait())
+	cost.walls = append(cost.walls, walls...)
+	cost.cpu += n.cpu() - before
+}
+
+func (c *execCost) report(b *testing.B, name string) {
+	slices.Sort(c.walls)
+	for _, percent := range []int{50, 90} {
+		wall := c.walls[(len(c.walls)-1)*percent/100]
+		b.ReportMetric(float64(wall.Microseconds())/1000, fmt.Sprintf("%s-p%d-ms", name, percent))
+	}
+	b.ReportMetric(c.cpu/float64(len(c.walls)), name+"-cpu-ms")
 }
 
 // cpu returns the CPU time in milliseconds that the shim and all that it has
@@ -76,7 +123,7 @@ func BenchmarkDelete(b *testing.B) {
 	}
 }
 
-func defaultSeccomp(b *testing.B, spec *specs.Spec) *specs.LinuxSeccomp {
+func defaultSeccomp(b testing.TB, spec *specs.Spec) *specs.LinuxSeccomp {
 	b.Helper()
 	profile, err := seccomp.GetDefaultProfile(spec)
 	if err != nil {

@@ -1,12 +1,16 @@
 package libct
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -87,4 +91,88 @@ func total(count map[string]int) (sum int) {
 		sum += n
 	}
 	return sum
+}
+
+// Of many execs nothing is left in the shim: neither descriptors, nor memory, nor children, nor cgroups.
+func TestExecsLeaveNothing(t *testing.T) {
+	n := newNode(t)
+	n.run("c", "sleep", "1000")
+	terminal, failing := execProcess("true"), execProcess("true")
+	terminal.Terminal, failing.Cwd = true, "/nope"
+	hundred := func() {
+		for range 2 {
+			for _, p := range []*specs.Process{execProcess("true"), terminal, execProcess("cat"), execProcess("/bin/garbage")} {
+				n.timeExecs(&execCost{}, 10, p)
+			}
+			for range 10 {
+				for _, p := range []*specs.Process{execProcess("nope"), failing} {
+					if _, err := n.Exec(t.Context(), "c", p, Stdio{}); err == nil {
+						t.Fatalf("%v was executed", p.Args)
+					}
+				}
+			}
+		}
+	}
+	pid := n.shimPid()
+	state := func() map[string]int {
+		own := map[string]int{
+			"descriptors": total(descriptors(t, pid)), "children": n.children(pid),
+			"kB": n.statusOf(pid, "VmRSS"), "threads": n.statusOf(pid, "Threads"),
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			groups, err := filepath.Glob(pattern + n.cgroup + "/c/exec-*")
+			n.must(err)
+			own["cgroups"] += len(groups)
+		}
+		return own
+	}
+	for range 3 {
+		hundred() // what is opened once for all
+	}
+	before := state()
+	for range 10 {
+		hundred()
+	}
+	spare := map[string]int{"descriptors": slack, "kB": 4096, "threads": 10} // what Go's runtime does as it pleases
+	var after map[string]int
+	n.until("the shim is as before", func() bool {
+		after = state()
+		for what, now := range after {
+			if now > before[what]+spare[what] {
+				return false
+			}
+		}
+		return true
+	})
+	t.Logf("before %v, after %v", before, after)
+	if before["children"] != 1 {
+		t.Errorf("%d children; the container is one", before["children"])
+	}
+}
+
+// statusOf returns a number of /proc/PID/status.
+func (n *node) statusOf(pid int, name string) (value int) {
+	n.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	n.must(err)
+	_, rest, _ := strings.Cut(string(b), "\n"+name+":")
+	_, err = fmt.Sscan(rest, &value)
+	n.must(err)
+	return value
+}
+
+// children counts the children of a process, dead ones that are not reaped among them.
+func (n *node) children(pid int) (count int) {
+	n.t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	n.must(err)
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // a thread that has ended
+			continue
+		}
+		n.must(err)
+		count += len(strings.Fields(string(b)))
+	}
+	return count
 }

@@ -39,6 +39,7 @@ type container struct {
 	handles            // empty once it has ended
 	peek    *peek      // while Start waits for the command to be executed
 	paused  bool
+	execs   *execPlan // since the first exec
 	exit    *wire.Exit
 	done    chan struct{} // closed once exit is set
 }

@@ -1,10 +1,12 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
 
+	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/pkg/libct/pidfd"
@@ -95,25 +97,18 @@ func (s *Shim) runExec(id string, args *wire.ExecArgs, files []*os.File) (x *exe
 		defer term.close()
 		process.ConsoleSocket = term.theirs
 	}
-	lc, err := s.load(c)
-	if err != nil {
-		return nil, nil, err
-	}
 	x = &execution{c: c, group: c.newExecCgroup()}
-	process.SubCgroupPaths = x.group.sub
-	if err := lc.Run(process); err != nil {
+	if x.pid, err = s.launch(c, x.group, process); err != nil {
 		x.group.remove()
 		if reason, ok := startReason(err); ok {
 			return nil, nil, failf(wire.CodeStart, "%s", reason)
 		}
-		if c.over() {
+		if c.over() || errors.Is(err, unix.ESRCH) {
 			return nil, nil, failf(wire.CodeState, "container %s: has ended", id)
 		}
 		return nil, nil, fmt.Errorf("exec in container %s: %w", id, err)
 	}
-	if x.pid, err = process.Pid(); err == nil {
-		x.pidfd, err = pidfd.Open(x.pid)
-	}
+	x.pidfd, err = pidfd.Open(x.pid)
 	if err == nil && term != nil {
 		pty, err = term.master()
 	}
@@ -122,6 +117,35 @@ func (s *Shim) runExec(id string, args *wire.ExecArgs, files []*os.File) (x *exe
 		return nil, nil, fmt.Errorf("exec in container %s: %w", id, err)
 	}
 	return x, pty, nil
+}
+
+// launch starts the process of an exec and returns its pid: by the init program, or by
+// libcontainer what that does not do.
+func (s *Shim) launch(c *container, group *execCgroup, process *libcontainer.Process) (int, error) {
+	h, err := c.alive()
+	if err != nil {
+		return 0, err
+	}
+	plan, err := s.plan(c)
+	if err != nil {
+		return 0, err
+	}
+	if order := plan.order(c, group, process); order != nil {
+		pid, err := c.runProgram(order, group, process, h.pidfd)
+		if !errors.Is(err, errNotStarted) {
+			return pid, err
+		}
+		c.log.WithError(err).Debug("exec by libcontainer")
+	}
+	lc, err := s.load(c)
+	if err != nil {
+		return 0, err
+	}
+	process.SubCgroupPaths = group.sub
+	if err := lc.Run(process); err != nil {
+		return 0, err
+	}
+	return process.Pid()
 }
 
 // executable refuses an exec in a container that does not run.
@@ -145,7 +169,7 @@ func (s *Shim) executable(c *container) error {
 func (x *execution) abort() {
 	if x.pid > 0 {
 		_ = unix.Kill(x.pid, unix.SIGKILL) // ours and not reaped, so the pid is its own
-		_, _ = unix.Wait4(x.pid, nil, 0, nil)
+		_, _ = reap(x.pid, 0)
 	}
 	if x.pidfd != nil {
 		_ = x.pidfd.Close()
@@ -158,7 +182,7 @@ func (s *Shim) attend(x *execution) {
 	err := pidfd.Wait(x.pidfd)
 	s.gate.RLock()
 	defer s.gate.RUnlock()
-	ws, known := waitStatus(x.pid, x.pidfd)
+	ws, known := s.waitStatus(x.pid, x.pidfd)
 	s.mu.Lock()
 	delete(s.execs, x.pid)
 	s.mu.Unlock()

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -41,7 +42,7 @@ func (s *Shim) watch(c *container) {
 // before, so that nothing is written after.
 func (s *Shim) conclude(c *container, h handles) *wire.Exit {
 	st, _ := pidfd.ReadStat(c.Pid) // a zombie still has its name
-	ws, known := waitStatus(c.Pid, h.pidfd)
+	ws, known := s.waitStatus(c.Pid, h.pidfd)
 	e := exitOf(ws, known)
 	m, err := c.manager()
 	if err != nil {
@@ -74,17 +75,51 @@ func (c *container) lastWords() string {
 }
 
 // waitStatus reaps a child that has ended, or asks how another process did.
-func waitStatus(pid int, f *os.File) (unix.WaitStatus, bool) {
-	var ws unix.WaitStatus
+func (s *Shim) waitStatus(pid int, f *os.File) (unix.WaitStatus, bool) {
+	ws, err := reap(pid, unix.WNOHANG)
+	switch {
+	case err == nil:
+		return ws, true
+	case err == errNotReaped: // whoever traces it must not keep us from telling
+		s.mu.Lock()
+		s.traced[pid] = struct{}{}
+		s.mu.Unlock()
+		go s.reapTraced(pid)
+	} // else it is not our child, so adopted
+	return pidfd.Status(f, pid, reapPatience)
+}
+
+// errNotReaped says of a child that has ended that a process, of its container say, traces it: until
+// this has let go or has ended the kernel does not give it to us.
+var errNotReaped = errors.New("not to be reaped yet")
+
+// reap waits for a child, with options of wait4(2).
+func reap(pid, options int) (ws unix.WaitStatus, err error) {
 	for {
-		got, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil)
+		got, err := unix.Wait4(pid, &ws, options, nil)
 		switch {
 		case err == unix.EINTR:
-		case err == nil && got == pid:
-			return ws, true
-		default: // not our child, so adopted
-			return pidfd.Status(f, pid, reapPatience)
+		case err == nil && got == 0:
+			return ws, errNotReaped
+		default:
+			return ws, err
 		}
+	}
+}
+
+// reapTracedInterval is how often an ended child is tried that is traced.
+const reapTracedInterval = 50 * time.Millisecond
+
+// reapTraced reaps a child in s.traced as soon as the kernel lets us. Were it left, its PID namespace
+// would never end, nor the container whose that is.
+func (s *Shim) reapTraced(pid int) {
+	for done := false; !done; time.Sleep(reapTracedInterval) {
+		s.mu.Lock() // an upgrade must not come between
+		if _, err := reap(pid, unix.WNOHANG); err != errNotReaped {
+			delete(s.traced, pid)
+			done = true
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -117,6 +152,7 @@ func (s *Shim) finish(c *container, e *wire.Exit) {
 	c.mu.Lock()
 	h := c.handles
 	c.handles = handles{}
+	c.execs = nil
 	c.exit = e
 	close(c.done)
 	c.mu.Unlock()

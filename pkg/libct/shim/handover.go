@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 
 	"github.com/sirupsen/logrus"
@@ -24,6 +26,7 @@ type handover struct {
 	Mounts     map[string]int // mount namespaces of containers to be made
 	Containers []handedContainer
 	Execs      []handedExec
+	Traced     []int // pids
 }
 
 type handedContainer struct {
@@ -98,6 +101,7 @@ func (s *Shim) leave(u *upgrade, binary *os.File, build string, containers []*co
 	for id, ns := range s.mounts {
 		state.Mounts[id] = k.file(ns)
 	}
+	state.Traced = slices.Collect(maps.Keys(s.traced))
 	for _, x := range s.execs {
 		state.Execs = append(state.Execs, handedExec{
 			ID: x.c.id, Pid: x.pid, Pidfd: k.file(x.pidfd), Conn: k.wireConn(x.conn), Group: *x.group,
@@ -210,6 +214,12 @@ func takeOver(state, build string, fd int, log *logrus.Entry) (*Shim, error) {
 		if err := s.takeExec(&hx); err != nil {
 			log.WithError(err).WithField("container", hx.ID).Error("handover of exec")
 		}
+	}
+	for _, pid := range h.Traced {
+		s.mu.Lock()
+		s.traced[pid] = struct{}{}
+		s.mu.Unlock()
+		go s.reapTraced(pid)
 	}
 	if caller, err := takenConn(h.Caller); err == nil {
 		_ = caller.Send(s.hello())

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -8,6 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/pkg/libct/shim/execinit"
 	"github.com/criserver/criserver/pkg/libct/wire"
 )
 
@@ -80,10 +82,13 @@ var rlimits = map[string]int{
 	"RLIMIT_STACK":      unix.RLIMIT_STACK,
 }
 
-// startReason recognizes libcontainer's error for a command that it cannot find
-// or may not execute, and returns the part that is for people, which is that of
-// os/exec: `exec: "x": executable file not found in $PATH`.
+// startReason recognizes the error for a command that cannot be found or executed
+// and returns the part that is for people, which is that of os/exec: `exec: "x":
+// executable file not found in $PATH`. libcontainer's has it in its text.
 func startReason(err error) (string, bool) {
+	if cannot := (execinit.CommandError{}); errors.As(err, &cannot) {
+		return cannot.Error(), true
+	}
 	i := strings.Index(err.Error(), `: exec: "`)
 	if i < 0 {
 		return "", false

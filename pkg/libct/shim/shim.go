@@ -62,6 +62,7 @@ type Shim struct {
 	containers map[string]*container // nil: being made
 	mounts     map[string]*os.File   // mount namespaces with the root filesystems of containers to be made
 	execs      map[int]*execution    // by pid
+	traced     map[int]struct{}      // children that have ended and are still to be reaped: reapTraced
 	watchers   map[*watcher]struct{}
 	stopped    bool
 }
@@ -78,6 +79,7 @@ func newShim(state, build string, l *net.UnixListener, log *logrus.Entry) (*Shim
 		containers: make(map[string]*container),
 		mounts:     make(map[string]*os.File),
 		execs:      make(map[int]*execution),
+		traced:     make(map[int]struct{}),
 		watchers:   make(map[*watcher]struct{}),
 	}, nil
 }
