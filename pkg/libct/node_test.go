@@ -107,8 +107,9 @@ func newNode(t testing.TB) *node {
 // open is what a starting daemon does.
 func (n *node) open(binary string) {
 	n.t.Helper()
-	log := logrus.New()
-	log.SetOutput(&testLog{n.top})
+	log, to := logrus.New(), &testLog{t: n.top}
+	log.SetOutput(to)
+	n.top.Cleanup(to.end)
 	s, err := Open(n.t.Context(), Options{
 		Binary: binary, State: n.state, Log: logrus.NewEntry(log),
 		OnExit: func(id string, e wire.Exit) {
@@ -124,12 +125,25 @@ func (n *node) open(binary string) {
 	n.Shim = s
 }
 
-// testLog passes what is logged to the test that runs.
-type testLog struct{ t testing.TB }
+// testLog passes what is logged to the test that runs, and drops what comes after.
+type testLog struct {
+	mu sync.Mutex
+	t  testing.TB // nil once the test is over
+}
 
 func (l *testLog) Write(b []byte) (int, error) {
-	l.t.Logf("%s", bytes.TrimRight(b, "\n"))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.t != nil {
+		l.t.Logf("%s", bytes.TrimRight(b, "\n"))
+	}
 	return len(b), nil
+}
+
+func (l *testLog) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.t = nil
 }
 
 // makeLayers makes two layers: busybox with its commands, and a few directories.

@@ -100,7 +100,13 @@ func enterMounts(ns *os.File) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare working directory: %w", err)
 	}
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+	conn, err := ns.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var joinErr error
+	err = conn.Control(func(fd uintptr) { joinErr = unix.Setns(int(fd), unix.CLONE_NEWNS) }) // not closed meanwhile
+	if err = errors.Join(err, joinErr); err != nil {
 		return fmt.Errorf("join mount namespace: %w", err)
 	}
 	return nil
