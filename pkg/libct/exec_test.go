@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -50,6 +51,23 @@ func TestExec(t *testing.T) {
 	n.exit("c")
 	if _, err := n.Exec(t.Context(), "c", execProcess("true"), Stdio{}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("exec in an ended container: %v", err)
+	}
+}
+
+// A container that has all the processes that it may have can still be looked at.
+func TestExecAtTheLimit(t *testing.T) {
+	n := newNode(t)
+	n.run("c", "sleep", "1000")
+	for _, limit := range []string{"1", "2"} {
+		files, err := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup + "/c/pids.max")
+		n.must(err)
+		if len(files) == 0 { // cgroup v2
+			files = []string{"/sys/fs/cgroup" + n.cgroup + "/c/pids.max"}
+		}
+		n.must(os.WriteFile(files[0], []byte(limit), 0))
+		if out, e := n.execOut("c", "sh", "-c", "echo in; (true); echo forked"); !strings.HasPrefix(out, "in\n") || strings.Contains(out, "forked") {
+			t.Errorf("limit %s: %q %+v", limit, out, e)
+		}
 	}
 }
 

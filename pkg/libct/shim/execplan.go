@@ -36,7 +36,7 @@ type execPlan struct {
 	filterFlags uint32
 }
 
-// plan returns the container's plan, nil if it cannot be made now.
+// plan returns the container's plan, which it makes at the first exec.
 func (s *Shim) plan(c *container) (*execPlan, error) {
 	c.mu.Lock()
 	p := c.execs

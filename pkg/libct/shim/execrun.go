@@ -33,6 +33,17 @@ var errNotStarted = errors.New("init program is not started")
 // runProgram starts a process by the init program. It returns when the command
 // has been executed; after an error nothing is left.
 func (c *container) runProgram(order *execinit.Order, group *execCgroup, p *libcontainer.Process, target *os.File) (int, error) {
+	pid, err := c.tryProgram(order, group, p, target)
+	if errors.Is(err, unix.EAGAIN) && len(order.Cgroups) == 0 {
+		// The cgroup has all the processes that it may have: none can be born there, but one can move in.
+		order.Cgroups = c.tasksFiles(group)
+		pid, err = c.tryProgram(order, group, p, target)
+	}
+	return pid, err
+}
+
+// tryProgram does it once.
+func (c *container) tryProgram(order *execinit.Order, group *execCgroup, p *libcontainer.Process, target *os.File) (int, error) {
 	message, err := order.Encode()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", errNotStarted, err)
@@ -42,7 +53,13 @@ func (c *container) runProgram(order *execinit.Order, group *execCgroup, p *libc
 		return 0, err
 	}
 	defer ours.Close()
-	program, err := c.startProgram(theirs, group, p, target)
+	dir, err := c.birthplace(order, group)
+	if err != nil {
+		_ = theirs.Close()
+		return 0, fmt.Errorf("%w: %w", errNotStarted, err)
+	}
+	program, err := startProgram(theirs, dir, p, target)
+	wire.CloseFiles([]*os.File{dir})
 	_ = theirs.Close()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", errNotStarted, err)
@@ -78,9 +95,17 @@ func programSocket() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "exec socket"), theirs, nil
 }
 
-// startProgram starts the init program and returns its pid. With cgroup v2 it is
-// born in the exec's cgroup.
-func (c *container) startProgram(socket *os.File, group *execCgroup, p *libcontainer.Process, target *os.File) (pid int, err error) {
+// birthplace opens the cgroup v2 in which the init program is to be born; nil if the process
+// joins cgroups by files.
+func (c *container) birthplace(order *execinit.Order, group *execCgroup) (*os.File, error) {
+	if len(order.Cgroups) > 0 {
+		return nil, nil
+	}
+	return cgroups.OpenFile(first(group.Path, c.Cgroups[""]), "", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+}
+
+// startProgram starts the init program, in a cgroup v2 if there is one, and returns its pid.
+func startProgram(socket, cgroup *os.File, p *libcontainer.Process, target *os.File) (pid int, err error) {
 	program, err := execProgram()
 	if err != nil {
 		return 0, err
@@ -91,13 +116,8 @@ func (c *container) startProgram(socket *os.File, group *execCgroup, p *libconta
 	}
 	defer closeStreams()
 	attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{}}
-	if cgroups.IsCgroup2UnifiedMode() {
-		dir, err := cgroups.OpenFile(first(group.Path, c.Cgroups[""]), "", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
-		if err != nil {
-			return 0, err
-		}
-		defer dir.Close()
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+	if cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(cgroup.Fd())
 	}
 	conn, err := target.SyscallConn() // Fd would make the pidfd a blocking one
 	if err != nil {

@@ -7,8 +7,8 @@
 // 2, a stream socket as 3, a pidfd of the container's first process as 4, itself as
 // 5 and, if the process is to have a terminal, a socket as 6, to which it passes
 // the terminal's master. It reads an Order from descriptor 3 and answers with
-// Reports. The program joins cgroups and the PID namespace and makes, by
-// CLONE_PARENT, a child of its parent, which becomes the command; then it exits
+// Reports. The program joins the PID namespace and makes, by CLONE_PARENT, a
+// child of its parent, which joins the rest and becomes the command; then it exits
 // with 0. The other end of the socket comes to its end when the command has been
 // executed, or could not be.
 //

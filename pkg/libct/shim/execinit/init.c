@@ -229,7 +229,8 @@ static void reset_affinity(void)
 
 static void join_cgroups(void)
 {
-	// On cgroup v1 a thread that moves itself waits for no grace period of RCU, unlike one that is moved by its pid.
+	// On cgroup v1 a thread that moves itself waits for no grace period of RCU, unlike one that is moved by its pid. In a
+	// cgroup that has all the processes that it may have another can be moved, but not be made.
 	for (char **file = cgroups; *file; file++)
 		must(write_file(AT_FDCWD, *file, "0"), "join the container's cgroup");
 }
@@ -629,6 +630,8 @@ static _Noreturn void enter(long proc)
 	u32 command;
 	long err;
 
+	join_cgroups();
+	reset_affinity();
 	set_limits();
 	join_namespaces();
 	must(SYS(setsid, 0, 0, 0, 0, 0), "begin a session");
@@ -673,8 +676,6 @@ _Noreturn void begin(void)
 		must(write_file(AT_FDCWD, "/proc/self/oom_score_adj", oom_score_adj), "process.oomScoreAdj");
 	// From here no process of the container may look at us or trace us, whatever user it is (CVE-2016-9962).
 	must(SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0), "hide");
-	join_cgroups();
-	reset_affinity();
 	if (*label || *profile || order->flags & TERMINAL) // the node's, since the container could forge its own
 		proc = must(SYS(openat, AT_FDCWD, "/proc", PATH_ONLY | O_DIRECTORY | CLOEXEC, 0, 0), "open /proc");
 	if (order->namespaces & CLONE_NEWPID)
