@@ -7,6 +7,7 @@
 #   make unit       the tests beside the code, of all modules
 #   make blackbox   the daemon as its users meet it: pods, faults, restarts        RUN=regexp ARGS='...'
 #   make critest    the Kubernetes project's own conformance tests                  RUN=regexp
+#   make bench      how fast and how small it is             PEER=unix:///... beside another runtime, CASES=, ROUNDS=, SCALE=, OUT=dir, DOC=file
 #   make lint       gofmt, go vet, and the rules of hack/
 #   make install    into $(DESTDIR)$(PREFIX), with unit and configuration
 #   make clean      what was built; `make distclean` forgets the downloads too
@@ -32,7 +33,7 @@ TAGS       := nri_no_wasm
 SHIM_TAGS  := netgo osusergo seccomp runc_nocriu
 C_PROGRAMS := pkg/libct/shim/podinit/init.bin pkg/libct/shim/execinit/init.bin
 
-.PHONY: help build deps-build deps-demo deps-test unit blackbox critest test demo lint tools crictl images install clean distclean
+.PHONY: help build deps-build deps-demo deps-test unit blackbox critest bench test demo lint tools crictl images install clean distclean
 help:
 	@sed -n 's/^#\( \|$$\)//p' Makefile | sed '/^What is needed/q'
 
@@ -76,7 +77,9 @@ $(CRITEST): test/tools/go.mod test/tools/build $(IMAGES)/critest/index.json
 
 images: $(IMAGES)/critest/index.json
 $(IMAGES)/critest/index.json: $(filter-out %_test.go,$(wildcard test/images/*.go test/images/*/*.go test/images/csrc/*.c))
-	nice go run ./test/images build -out $(IMAGES) -cache $(CACHE)/images-src critest edge
+	nice go run ./test/images build -out $(IMAGES) -cache $(CACHE)/images-src critest edge tool
+$(IMAGES)/bench/index.json: test/images/bench.go
+	nice go run ./test/images build -out $(IMAGES) -cache $(CACHE)/images-src bench
 
 # ---- tests ----
 
@@ -96,6 +99,12 @@ test:
 	@$(MAKE) --no-print-directory deps-test
 	@$(MAKE) --no-print-directory build images tools
 	@$(TESTSUM) unit blackbox critest
+
+# ENDPOINT= measures a criserver that runs already; PEER_RESTART= is a command that starts the peer again.
+bench: deps-test build $(CRICTL) images $(IMAGES)/bench/index.json
+	go run ./test/bench -bin bin -cache $(CACHE) $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(if $(PEER),-peer $(PEER)) \
+		$(if $(PEER_RESTART),-peer-restart '$(PEER_RESTART)') $(if $(REGISTRY),-registry $(REGISTRY)) $(if $(CASES),-cases $(CASES)) \
+		$(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(SCALE),-scale $(SCALE)) $(if $(OUT),-out $(OUT)) $(if $(DOC),-doc $(DOC)) $(ARGS)
 
 demo:
 	@go run ./test/demo -bin bin -cache $(CACHE)

@@ -100,7 +100,10 @@ func suites(cache, match string) (map[string]suite, error) {
 		unit.runs = append(unit.runs, run{dir: dir, args: []string{only, "-tags=libseccomp", "./..."}})
 	}
 	at := []string{"-args", "-bin", bin, "-cache", cache}
-	black := suite{name: "blackbox", runs: []run{{dir: ".", args: append([]string{only, "./test/blackbox"}, at...)}}}
+	black := suite{name: "blackbox"}
+	for _, dir := range []string{"./test/blackbox", "./test/bench"} { // one after the other
+		black.runs = append(black.runs, run{dir: ".", args: append([]string{only, dir}, at...)})
+	}
 	cri := suite{name: "critest", runs: []run{{dir: ".", args: append(append([]string{"./test/critest"}, at...), "-focus", match)}}}
 	return map[string]suite{unit.name: unit, black.name: black, cri.name: cri}, nil
 }

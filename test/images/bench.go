@@ -10,8 +10,8 @@ import (
 	"github.com/criserver/criserver/test/images/oci"
 )
 
-// bench is the tool that benchmarks run and images of realistic sizes for benchmarks of pulling.
-func bench(b *builder) error {
+// tool is what the containers of benchmarks run.
+func tool(b *builder) error {
 	busybox, err := b.busyboxImage()
 	if err != nil {
 		return err
@@ -22,8 +22,12 @@ func bench(b *builder) error {
 	}
 	tool := busybox.With(b.Layer(func(t *oci.Tree) { t.Copy("benchtool", 0o755, binary) }))
 	tool.Docker, tool.Config = false, ocispec.ImageConfig{Entrypoint: []string{"/benchtool"}, Cmd: []string{"pause"}, Env: []string{pathEnv}}
-	b.Tag("docker.io/testimages/benchtool:v1", b.Image(tool))
+	b.Tag("docker.io/testimages/benchtool:v2", b.Image(tool))
+	return nil
+}
 
+// bench are images of realistic sizes, for benchmarks of pulling.
+func bench(b *builder) error {
 	debs, slim, err := b.base(true)
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 )
 
 const usage = `usage:
-  images build [-out DIR] [-cache DIR] SET...     sets: critest, edge, bench
+  images build [-out DIR] [-cache DIR] SET...     sets: critest, edge, tool, bench
   images list  [-out DIR]
   images serve [-out DIR] [-addr HOST:PORT]
 `
@@ -51,7 +51,7 @@ func run(args []string) error {
 }
 
 // catalogues fill a layout each.
-var catalogues = map[string]func(*builder) error{"critest": critest, "edge": edge, "bench": bench}
+var catalogues = map[string]func(*builder) error{"critest": critest, "edge": edge, "tool": tool, "bench": bench}
 
 func build(out, cache string, sets []string) error {
 	for _, set := range sets {

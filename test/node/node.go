@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -44,6 +45,7 @@ type Options struct {
 	Bare          bool   // no configuration file at all, as on a fresh machine, and so the built-in network
 	PrivateMounts bool   // the daemon's mounts are not shared with anybody, as on a machine without systemd
 	Config        string // tables for the end of its configuration file
+	Quiet         bool   // the daemon logs at its usual level, as it does where its speed matters
 }
 
 // conflist is the network of a node: a bridge with both families and host ports.
@@ -59,8 +61,7 @@ var subnets atomic.Int32 // each node of a test binary has its own
 // Start starts criserver with all its files below Scratch()/name, or connects to the runtime of -endpoint.
 func Start(name string, o Options) (*Node, error) {
 	if *Endpoint != "" {
-		n := &Node{Socket: strings.TrimPrefix(*Endpoint, "unix://")}
-		return n, n.connect()
+		return Connect(*Endpoint)
 	}
 	n := &Node{Dir: filepath.Join(Scratch(), name), options: o}
 	n.Socket = filepath.Join(n.Dir, "cri.sock")
@@ -79,13 +80,23 @@ func Start(name string, o Options) (*Node, error) {
 	return n, n.Boot()
 }
 
+// Connect returns when the runtime at an endpoint (unix:///path) answers; within 30 s, or it fails.
+func Connect(endpoint string) (*Node, error) {
+	n := &Node{Socket: strings.TrimPrefix(endpoint, "unix://")}
+	return n, n.connect()
+}
+
 func (n *Node) configure(name string) error {
+	level := "debug"
+	if n.options.Quiet {
+		level = "info"
+	}
 	hosts, networks := filepath.Join(n.Dir, "certs.d/_default"), filepath.Join(n.Dir, "net.d")
 	for file, text := range map[string]string{
-		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = \"debug\"\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n"+
+		n.Config(): fmt.Sprintf("listen = %q\nroot = %q\nstate = %q\nlog_level = %q\n[image]\nregistry_dir = %q\n[cni]\nconf_dir = %q\n"+
 			"[nri]\nsocket = %q\nplugin_dir = %q\n[cdi]\nspec_dirs = [%q]\n"+
 			"[handler.special]\nulimits = [\"nofile=500:600\", \"core=0\"]\nannotations = [\"ulimits\", \"writable-cgroups\"]\n[handler.plain]\n%s",
-			n.Socket, n.Root(), n.State(), filepath.Dir(hosts), networks, n.Plugins(), filepath.Join(n.Dir, "nri.d"), n.Devices(), n.options.Config),
+			n.Socket, n.Root(), n.State(), level, filepath.Dir(hosts), networks, n.Plugins(), filepath.Join(n.Dir, "nri.d"), n.Devices(), n.options.Config),
 		filepath.Join(hosts, "hosts.toml"):       fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", *registry),
 		filepath.Join(networks, "test.conflist"): fmt.Sprintf(conflist, name, filepath.Join(n.Dir, "ipam"), 232+subnets.Add(1)),
 	} {
@@ -199,8 +210,10 @@ func (n *Node) Boot() error {
 // connect returns when the runtime answers.
 func (n *Node) connect() error {
 	n.Disconnect()
+	const pause = 2 * time.Millisecond // between attempts while nobody listens; gRPC's own would grow from a second
 	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: pause, Multiplier: 1, MaxDelay: pause}, MinConnectTimeout: time.Second}),
 		grpc.WithUnaryInterceptor(withDeadline(time.Minute)))
 	if err != nil {
 		return err
@@ -208,24 +221,20 @@ func (n *Node) connect() error {
 	n.conn, n.Images, n.Runtimes = conn, runtimeapi.NewImageServiceClient(conn), runtimeapi.NewRuntimeServiceClient(conn)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	for {
-		// Only when somebody listens is gRPC let loose: after a refusal it would wait for a second.
-		c, err := net.Dial("unix", n.Socket)
-		if err == nil {
-			c.Close()
-			_, err = n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
-		}
-		if err == nil {
-			return nil
-		}
-		select {
-		case end := <-n.done:
-			n.done <- end
-			return fmt.Errorf("the daemon ended: %v", end)
-		case <-ctx.Done():
+	answer := make(chan error, 1)
+	go func() {
+		_, err := n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+		answer <- err
+	}()
+	select {
+	case end := <-n.done:
+		n.done <- end
+		return fmt.Errorf("the daemon ended: %v", end)
+	case err := <-answer:
+		if err != nil {
 			return fmt.Errorf("the daemon does not answer: %w", err)
-		case <-time.After(2 * time.Millisecond):
 		}
+		return nil
 	}
 }
 
@@ -282,6 +291,13 @@ func (n *Node) end(sig syscall.Signal) error {
 	case <-time.After(20 * time.Second):
 		return fmt.Errorf("the daemon did not end within 20 s of %v", sig)
 	}
+}
+
+// Wait returns when the daemon has ended, with its end.
+func (n *Node) Wait() error {
+	err := <-n.done
+	n.done <- err
+	return err
 }
 
 // Signal sends the daemon a signal.
