@@ -20,7 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/test/images/oci"
@@ -223,8 +225,14 @@ func (n *Node) connect() error {
 	defer cancel()
 	answer := make(chan error, 1)
 	go func() {
-		_, err := n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
-		answer <- err
+		for {
+			_, err := n.Runtimes.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+			if status.Code(err) != codes.Unavailable { // as some runtimes answer until they are ready
+				answer <- err
+				return
+			}
+			time.Sleep(pause)
+		}
 	}()
 	select {
 	case end := <-n.done:
