@@ -11,11 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // pair returns both ends of a connection; raw is what is below the first.
-func pair(t *testing.T) (a, b *Conn, raw *net.UnixConn) {
+func pair(t testing.TB) (a, b *Conn, raw *net.UnixConn) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -74,6 +75,42 @@ func TestSendRecv(t *testing.T) {
 	// The deadline works only on a nonblocking descriptor: Send has not changed it.
 	if err := r.SetReadDeadline(time.Now()); err != nil {
 		t.Errorf("the pipe was made blocking: %v", err)
+	}
+}
+
+// An exec as the daemon asks for it, with the descriptors of three streams, and the answer.
+func BenchmarkExec(b *testing.B) {
+	daemon, shim, _ := pair(b)
+	r, w, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	request := Request{Method: Exec, ID: strings.Repeat("c", 64), Exec: &ExecArgs{Stdin: true, Stdout: true, Stderr: true,
+		Process: &specs.Process{Args: []string{"/bin/true"}, Env: []string{"PATH=/usr/bin:/bin", "HOSTNAME=web-0"}, Cwd: "/"}}}
+	if err := errors.Join(daemon.SetDeadline(time.Time{}), shim.SetDeadline(time.Time{})); err != nil {
+		b.Fatal(err)
+	}
+	go func() {
+		for {
+			var req Request
+			files, err := shim.Recv(&req)
+			CloseFiles(files)
+			if err != nil || shim.Send(Reply{Pid: 4711}) != nil {
+				return // the daemon has hung up
+			}
+		}
+	}()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := daemon.Send(request, r, w, w); err != nil {
+			b.Fatal(err)
+		}
+		var reply Reply
+		if _, err := daemon.Recv(&reply); err != nil || reply.Pid == 0 {
+			b.Fatal(reply, err)
+		}
 	}
 }
 
