@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/test/node"
 )
 
 // manyPods is how many pods a full node's cases have.
@@ -296,11 +298,11 @@ func idle(ctx context.Context, t *target, rec recorder) error {
 		return err
 	}
 	n := float64(len(pods))
-	rec.add("daemon, no pods", "MiB", float64(none.daemonPSS)/1024)
-	rec.add("helpers, no pods", "MiB", float64(none.otherPSS)/1024)
+	rec.add("daemon, no pods", "MiB", float64(none.daemon.PSS)/1024)
+	rec.add("helpers, no pods", "MiB", float64(none.others.PSS)/1024)
 	rec = rec.part("%d pods", len(pods))
-	rec.add("daemon", "MiB", float64(many.daemonPSS)/1024)
-	rec.add("helpers", "MiB", float64(many.otherPSS)/1024)
+	rec.add("daemon", "MiB", float64(many.daemon.PSS)/1024)
+	rec.add("helpers", "MiB", float64(many.others.PSS)/1024)
 	rec.add("memory of a pod beside its container", "KiB", float64(many.pss()-none.pss())/n)
 	rec.add("processes of a pod beside its container", "", float64(many.processes-none.processes)/n)
 	rec.add("CPU", "%", 100*used.since(before).runtime.Seconds()/time.Since(begin).Seconds())
@@ -316,7 +318,7 @@ func restart(ctx context.Context, t *target, rec recorder) error {
 	if err != nil {
 		return err
 	}
-	daemon, err := t.meter.daemon()
+	daemon, err := t.meter.listener()
 	if err != nil {
 		return err
 	}
@@ -388,7 +390,7 @@ func pull(ctx context.Context, t *target, rec recorder) error {
 		return err
 	}
 	unix.Sync()
-	daemon, err := t.meter.daemon()
+	daemon, err := t.meter.listener()
 	if err != nil {
 		return err
 	}
@@ -406,7 +408,7 @@ func pull(ctx context.Context, t *target, rec recorder) error {
 	}
 	took := time.Since(begin)
 	used, err := t.meter.cpu()
-	peak, err2 := field(fmt.Sprintf("/proc/%d/status", daemon), "VmHWM:")
+	peak, err2 := node.Field(fmt.Sprintf("/proc/%d/status", daemon), "VmHWM:")
 	rec = rec.part("large:gzip")
 	rec.add("time", "s", took.Seconds())
 	rec.add("CPU", "s", used.since(before).runtime.Seconds())

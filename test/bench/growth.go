@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"github.com/criserver/criserver/test/node"
 )
 
 // crowd is how many pods there are when growth looks again.
@@ -91,18 +93,18 @@ func endurance(ctx context.Context, t *target, rec recorder) error {
 	if err := work(execs, lives); err != nil {
 		return err
 	}
-	after, err := t.atRest(ctx, p, 600, before.descriptors)
+	after, err := t.atRest(ctx, p, 600, before.descriptors())
 	if err != nil {
 		return err
 	}
 	rec = rec.part("%d execs, %d pods", execs, lives)
 	rec.add("memory before", "MiB", float64(before.pss())/1024)
 	rec.add("memory after", "MiB", float64(after.pss())/1024)
-	rec.add("threads before", "", float64(before.threads))
-	rec.add("threads after", "", float64(after.threads))
-	rec.add("descriptors before", "", float64(before.descriptors.count()))
-	rec.add("descriptors after", "", float64(after.descriptors.count()))
-	if more := after.descriptors.more(before.descriptors); len(more) > 0 || after.processes > before.processes {
+	rec.add("threads before", "", float64(before.threads()))
+	rec.add("threads after", "", float64(after.threads()))
+	rec.add("descriptors before", "", float64(before.descriptors().Count()))
+	rec.add("descriptors after", "", float64(after.descriptors().Count()))
+	if more := after.descriptors().More(before.descriptors()); len(more) > 0 || after.processes > before.processes {
 		return fmt.Errorf("%d processes before, %d after; descriptors more than before: %s", before.processes, after.processes, strings.Join(more, ", "))
 	}
 	return p.remove(ctx)
@@ -111,16 +113,16 @@ func endurance(ctx context.Context, t *target, rec recorder) error {
 // atRest is the usage with the fewest descriptors of several, with an exec between every two: some are closed only when
 // garbage is collected, and that happens when something is asked of the runtime. It may stop when there are no more than
 // so many.
-func (t *target) atRest(ctx context.Context, p *pod, readings int, enough descriptors) (least usage, err error) {
+func (t *target) atRest(ctx context.Context, p *pod, readings int, enough node.Descriptors) (least usage, err error) {
 	for i := range readings {
 		u, err := t.meter.usage()
 		if err != nil {
 			return u, err
 		}
-		if i == 0 || u.descriptors.count() < least.descriptors.count() {
+		if i == 0 || u.descriptors().Count() < least.descriptors().Count() {
 			least = u
 		}
-		if enough != nil && len(u.descriptors.more(enough)) == 0 {
+		if enough != nil && len(u.descriptors().More(enough)) == 0 {
 			return u, nil
 		}
 		if err := p.exec(ctx); err != nil {

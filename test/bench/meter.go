@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/test/node"
 )
 
 // meter measures what a runtime uses. Helpers come and go and change parents, so CPU time is read from a cgroup of our
@@ -51,7 +53,7 @@ func (m *meter) adopt() error {
 			return err
 		}
 	}
-	daemon, err := m.daemon()
+	daemon, err := m.listener()
 	if err != nil {
 		return err
 	}
@@ -110,8 +112,8 @@ func inGroup(group string, f func() error) error {
 	return errors.Join(err, move(os.Getpid(), all[os.Getpid()].cgroup))
 }
 
-// daemon is the process behind the socket.
-func (m *meter) daemon() (int, error) {
+// listener is the daemon: the process behind the socket.
+func (m *meter) listener() (int, error) {
 	c, err := net.Dial("unix", m.socket)
 	if err != nil {
 		return 0, err
@@ -157,105 +159,49 @@ func groupCPU(group string) (time.Duration, error) {
 		n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
 		return time.Duration(n), err
 	}
-	us, err := field(dir+"/cpu.stat", "usage_usec")
+	us, err := node.Field(dir+"/cpu.stat", "usage_usec")
 	return time.Duration(us) * time.Microsecond, err
-}
-
-// field is the number behind a key in a file of the kernel that has one to a line.
-func field(file, key string) (int64, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == key {
-			return strconv.ParseInt(f[1], 10, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s has no %s", file, key)
 }
 
 // usage is what the processes of a runtime hold.
 type usage struct {
-	daemonPSS, otherPSS int64 // KiB; other: helpers, and what pods have beside their containers
-	processes           int
-	threads             int
-	descriptors         descriptors
+	daemon, others node.Usage // others: helpers, and what pods have beside their containers
+	processes      int
 }
 
-// descriptors counts open ones by the process's command and what they are of, as in "criserver socket".
-type descriptors map[string]int
+func (u usage) pss() int64 { return u.daemon.PSS + u.others.PSS }
 
-func (d descriptors) count() (n int) {
-	for _, k := range d {
-		n += k
+func (u usage) threads() int { return u.daemon.Threads + u.others.Threads }
+
+func (u usage) descriptors() node.Descriptors {
+	all := maps.Clone(u.daemon.Descriptors)
+	for of, n := range u.others.Descriptors {
+		all[of] += n
 	}
-	return n
+	return all
 }
-
-// more says of what there are more than before.
-func (d descriptors) more(before descriptors) (lines []string) {
-	for _, what := range slices.Sorted(maps.Keys(d)) {
-		if k := d[what] - before[what]; k > 0 {
-			lines = append(lines, fmt.Sprintf("%d of %s", k, what))
-		}
-	}
-	return lines
-}
-
-// read adds what a process has open.
-func (d descriptors) read(pid int, comm string) error {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	open, err := os.ReadDir(dir)
-	for _, fd := range open {
-		of, err := os.Readlink(filepath.Join(dir, fd.Name()))
-		if err != nil {
-			continue // it has just been closed
-		}
-		of, _, _ = strings.Cut(of, ":[") // the number of a socket or a pipe
-		d[comm+" "+of]++
-	}
-	return err
-}
-
-func (u usage) pss() int64 { return u.daemonPSS + u.otherPSS }
 
 // containerComm is the command of our containers, whose memory is not the runtime's.
 const containerComm = "benchtool"
 
-// usage reads what all processes of the runtime hold that live as long as the reading takes.
+// usage reads what the runtime's processes hold.
 func (m *meter) usage() (u usage, err error) {
-	daemon, err := m.daemon()
+	daemon, err := m.listener()
 	if err != nil {
 		return u, err
 	}
-	u.descriptors = descriptors{}
+	var others []int
 	for pid, p := range processes() {
-		if !strings.HasPrefix(p.cgroup, m.group+"/") || p.comm == containerComm {
-			continue
+		if strings.HasPrefix(p.cgroup, m.group+"/") && p.comm != containerComm && pid != daemon {
+			others = append(others, pid)
 		}
-		dir := fmt.Sprintf("/proc/%d", pid)
-		pss, err := field(dir+"/smaps_rollup", "Pss:")
-		threads, err2 := field(dir+"/status", "Threads:")
-		if err := errors.Join(err, err2, u.descriptors.read(pid, p.comm)); err != nil {
-			if gone(err) {
-				continue
-			}
-			return u, err
-		}
-		if pid == daemon {
-			u.daemonPSS = pss
-		} else {
-			u.otherPSS += pss
-		}
-		u.processes, u.threads = u.processes+1, u.threads+int(threads)
 	}
-	return u, nil
-}
-
-// gone: the process has ended, or is a zombie, which holds nothing.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || strings.Contains(err.Error(), "has no ")
+	u.processes = 1 + len(others)
+	if u.daemon, err = node.UsageOf(daemon); err != nil {
+		return u, err
+	}
+	u.others, err = node.UsageOf(others...)
+	return u, err
 }
 
 // settled is the usage once it does not change any more: collectors of garbage and idle workers have had their time.
@@ -267,7 +213,7 @@ func (m *meter) settled() (u usage, err error) {
 			return u, err
 		}
 		change := u.pss() - before.pss()
-		if max(change, -change)*200 < u.pss() && u.processes == before.processes && maps.Equal(u.descriptors, before.descriptors) {
+		if max(change, -change)*200 < u.pss() && u.processes == before.processes && maps.Equal(u.descriptors(), before.descriptors()) {
 			break
 		}
 		time.Sleep(time.Second)
