@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -76,6 +77,7 @@ func boot(group string) (endpoint string, stop func() error, err error) {
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal is ours, and the pods are removed first
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return "", nil, err
