@@ -100,8 +100,8 @@ static long sys(long nr, long a, long b, long c, long d, long e)
 
 static _Noreturn void leave(int code)
 {
-	for (;;)
-		SYS(exit_group, code, 0, 0, 0, 0);
+	SYS(exit_group, code, 0, 0, 0, 0);
+	__builtin_trap(); // a filter does not let us leave
 }
 
 static void tell(u32 kind, int value, u32 index, const char *what)
