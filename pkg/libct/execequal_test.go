@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -36,6 +37,28 @@ echo "== scheduling"; busybox cut -d' ' -f18-19,38,40-41 /proc/$$/stat
 echo "== keys"; busybox awk -v own=_ses.$0: '$9 !~ /^_ses\./ || $9 == own {print $8, $9}' /proc/keys | busybox sort -u
 echo "== terminal"; stty -a; ls /dev/pts
 exit 7`
+
+var ignored = regexp.MustCompile(`SigIgn:\t([0-9a-f]+)`)
+
+// withoutIgnored takes out of a status the signals that our shim ignores since whoever has started the tests does (make
+// ignores some): by libcontainer they stay ignored, by the init program they do not, which is meant.
+func withoutIgnored(t testing.TB, status string) string {
+	t.Helper()
+	mask := func(text string) uint64 {
+		m, err := strconv.ParseUint(ignored.FindStringSubmatch(text)[1], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ignored.ReplaceAllStringFunc(status, func(line string) string {
+		return fmt.Sprintf("SigIgn:\t%016x", mask(line)&^mask(string(own)))
+	})
+}
 
 // volatile is what differs from one process to the next.
 var volatile = regexp.MustCompile(`(?m)^(State|Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|Ngid|Vm\w+|Rss\w+|\w+_ctxt_switches):.*$|^SigQ:\s+\d+|/exec-\w+|pipe:\[\d+\]`)
@@ -97,7 +120,7 @@ func (n *node) whole(id string, spec *specs.Process) (e execEnd) {
 	}
 	exit, err := p.Wait(n.t.Context())
 	n.must(err)
-	return execEnd{out: volatile.ReplaceAllString(out.String(), "*"), code: exit.Code}
+	return execEnd{out: withoutIgnored(n.t, volatile.ReplaceAllString(out.String(), "*")), code: exit.Code}
 }
 
 // failure is what a caller can tell errors apart by: the whole text if the command is at fault,
