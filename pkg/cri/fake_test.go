@@ -35,7 +35,7 @@ type fakeSandboxes struct {
 	damaged    []string
 	pods       []sandbox.Pod
 	containers []sandbox.Container
-	readings   []sandbox.PodReading
+	readings   []*sandbox.PodReading
 	err        error
 	panics     bool
 	device     uint64 // of the writable layers; that of images is 1
@@ -154,7 +154,7 @@ func (f *fakeSandboxes) PodsStats(_ context.Context, keep func(sandbox.Pod) bool
 		return &runtimeapi.PodSandboxStats{Attributes: &runtimeapi.PodSandboxAttributes{Id: p.ID}}
 	})
 }
-func (f *fakeSandboxes) Readings(context.Context) []sandbox.PodReading { return f.readings }
+func (f *fakeSandboxes) Readings(context.Context) []*sandbox.PodReading { return f.readings }
 func (f *fakeSandboxes) FSUsage(context.Context) (imagesvc.Usage, error) {
 	return imagesvc.Usage{Path: "/var/lib/upper", Device: f.device, Bytes: 3, Inodes: 4, At: time.Unix(2, 0)}, f.err
 }

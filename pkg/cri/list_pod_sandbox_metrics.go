@@ -27,7 +27,7 @@ func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRe
 	return complete(stream.Context(), err)
 }
 
-func (s *Server) podMetrics(r sandbox.PodReading) *runtimeapi.PodSandboxMetrics {
+func (s *Server) podMetrics(r *sandbox.PodReading) *runtimeapi.PodSandboxMetrics {
 	meta := r.Pod.Config.GetMetadata()
 	ofCgroup := []string{"", r.Cgroup, "", "", meta.GetNamespace(), meta.GetName()}
 	ofSandbox := []string{"", r.Cgroup, sandboxImage, r.Pod.ID, meta.GetNamespace(), meta.GetName()}

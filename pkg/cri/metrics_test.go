@@ -188,7 +188,7 @@ func TestMetricDescriptors(t *testing.T) {
 func TestListPodSandboxMetrics(t *testing.T) {
 	e := newEdge(t)
 	pod, container := e.sandboxes.pods[0], e.sandboxes.containers[0]
-	e.sandboxes.readings = []sandbox.PodReading{{
+	e.sandboxes.readings = []*sandbox.PodReading{{
 		Pod: pod, Reading: fullReading(), Containers: []sandbox.ContainerReading{{Container: container, Reading: fullReading()}},
 	}}
 	list, err := e.runtime.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})

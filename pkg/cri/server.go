@@ -69,7 +69,7 @@ type Sandboxes interface {
 	ContainersStats(ctx context.Context, keep func(sandbox.Container) bool) []*runtimeapi.ContainerStats
 	PodStats(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error)
 	PodsStats(ctx context.Context, keep func(sandbox.Pod) bool) []*runtimeapi.PodSandboxStats
-	Readings(ctx context.Context) []sandbox.PodReading
+	Readings(ctx context.Context) []*sandbox.PodReading
 	FSUsage(ctx context.Context) (imagesvc.Usage, error)
 
 	Subscribe(ctx context.Context) <-chan sandbox.Event

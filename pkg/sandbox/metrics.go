@@ -44,27 +44,23 @@ type ContainerReading struct {
 	Reading
 }
 
-// Readings reads all ready pods, one after the other, until ctx ends. What
-// vanishes meanwhile is left out.
-func (m *Manager) Readings(ctx context.Context) []PodReading {
+// Readings reads all ready pods until ctx ends. What vanishes meanwhile is left out.
+func (m *Manager) Readings(ctx context.Context) []*PodReading {
 	fs, err := stats.FilesystemOf(m.containersDir())
 	if err != nil {
 		m.log.WithError(err).Warn("The filesystem of the writable layers could not be read")
 	}
-	var all []PodReading
-	for _, p := range m.allPods() {
-		if ctx.Err() != nil {
-			break
+	return collect(ctx, m.allPods(), func(p *pod) *PodReading {
+		s := m.podSnapshot(p)
+		if s.State != PodReady {
+			return nil
 		}
-		if s := m.podSnapshot(p); s.State == PodReady {
-			all = append(all, m.readPod(ctx, p, s, fs))
-		}
-	}
-	return all
+		return m.readPod(ctx, p, s, fs)
+	})
 }
 
-func (m *Manager) readPod(ctx context.Context, p *pod, s Pod, fs stats.Filesystem) PodReading {
-	r := PodReading{Pod: s, Reading: Reading{At: time.Now(), Since: s.CreatedAt, Resources: s.Resources}}
+func (m *Manager) readPod(ctx context.Context, p *pod, s Pod, fs stats.Filesystem) *PodReading {
+	r := &PodReading{Pod: s, Reading: Reading{At: time.Now(), Since: s.CreatedAt, Resources: s.Resources}}
 	if s.NetNS != "" {
 		var err error
 		r.Interfaces, err = stats.Interfaces(s.NetNS)

@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -25,17 +28,32 @@ func (m *Manager) ContainerStats(ctx context.Context, id string) (*runtimeapi.Co
 
 // ContainersStats says what the running containers use that keep accepts. What vanishes meanwhile is left out.
 func (m *Manager) ContainersStats(ctx context.Context, keep func(Container) bool) []*runtimeapi.ContainerStats {
-	var all []*runtimeapi.ContainerStats
-	for _, c := range m.allContainers() {
-		if ctx.Err() != nil {
-			break
+	return collect(ctx, m.allContainers(), func(c *container) *runtimeapi.ContainerStats {
+		if s := c.snapshot(); s.State != ContainerRunning || !keep(s) {
+			return nil
 		}
-		if s := c.snapshot(); s.State == ContainerRunning && keep(s) {
-			cs, _ := m.containerStats(c)
-			all = append(all, cs)
-		}
+		cs, _ := m.containerStats(c)
+		return cs
+	})
+}
+
+// maxReaders bounds how many processors the reading of figures takes.
+const maxReaders = 4
+
+// collect reads all objects, some at the same time, until ctx ends, and returns in their order what is not nil.
+func collect[T, R any](ctx context.Context, objects []T, read func(T) *R) []*R {
+	all := make([]*R, len(objects))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(maxReaders, runtime.GOMAXPROCS(0), len(objects)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(objects)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				all[i] = read(objects[i])
+			}
+		})
 	}
-	return all
+	wg.Wait()
+	return slices.DeleteFunc(all, func(r *R) bool { return r == nil })
 }
 
 // containerStats leaves the parts nil that cannot be read, as they cannot of a container that has just ended. The usage
@@ -103,16 +121,12 @@ func (m *Manager) PodStats(ctx context.Context, id string) (*runtimeapi.PodSandb
 
 // PodsStats says what the ready pods use that keep accepts.
 func (m *Manager) PodsStats(ctx context.Context, keep func(Pod) bool) []*runtimeapi.PodSandboxStats {
-	var all []*runtimeapi.PodSandboxStats
-	for _, p := range m.allPods() {
-		if ctx.Err() != nil {
-			break
+	return collect(ctx, m.allPods(), func(p *pod) *runtimeapi.PodSandboxStats {
+		if s := p.snapshot(); s.State != PodReady || !keep(s) {
+			return nil
 		}
-		if s := p.snapshot(); s.State == PodReady && keep(s) {
-			all = append(all, m.podStats(p))
-		}
-	}
-	return all
+		return m.podStats(p)
+	})
 }
 
 func (m *Manager) podStats(p *pod) *runtimeapi.PodSandboxStats {
