@@ -61,15 +61,17 @@ func (m *Manager) Readings(ctx context.Context) []*PodReading {
 
 func (m *Manager) readPod(ctx context.Context, p *pod, s Pod, fs stats.Filesystem) *PodReading {
 	r := &PodReading{Pod: s, Reading: Reading{At: time.Now(), Since: s.CreatedAt, Resources: s.Resources}}
-	if s.NetNS != "" {
-		var err error
-		r.Interfaces, err = stats.Interfaces(s.NetNS)
-		m.missing(&r.Reading, err, "pod", p.id)
-	}
+	pid := s.InitPid
 	for _, c := range p.all() {
 		if cs := c.snapshot(); cs.State == ContainerRunning {
+			pid = cs.Pid
 			r.Containers = append(r.Containers, m.readContainer(ctx, c, cs, fs))
 		}
+	}
+	if s.NetNS != "" {
+		var err error
+		r.Interfaces, err = stats.Interfaces(s.NetNS, pid)
+		m.missing(&r.Reading, err, "pod", p.id)
 	}
 	if parent := s.Config.GetLinux().GetCgroupParent(); parent != "" {
 		m.readCgroup(ctx, &r.Reading, stats.OfPath(parent, m.o.Defaults.SystemdCgroup), "pod", p.id)

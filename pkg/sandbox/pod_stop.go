@@ -127,12 +127,15 @@ func (m *Manager) removePod(ctx context.Context, p *pod) error {
 	if err := eachContainer(p, func(c *container) error { return m.removeContainer(ctx, c) }); err != nil {
 		return fmt.Errorf("remove pod %s: %w", p.id, err)
 	}
+	released := p.state() == PodStopped // else it is half made, or its removal was under way before
 	if err := m.setPodState(p, PodRemoving, nil); err != nil {
 		return err
 	}
 	m.removeHooks(ctx, p)
-	if err := m.releasePod(ctx, p); err != nil { // again: a creation that failed was never stopped
-		return fmt.Errorf("remove pod %s: %w", p.id, err)
+	if !released {
+		if err := m.releasePod(ctx, p); err != nil {
+			return fmt.Errorf("remove pod %s: %w", p.id, err)
+		}
 	}
 	if err := m.store.Delete(store.Pods, p.id); err != nil {
 		return err

@@ -133,8 +133,11 @@ func (m *Manager) podStats(p *pod) *runtimeapi.PodSandboxStats {
 	s := m.podSnapshot(p)
 	l := &runtimeapi.LinuxPodSandboxStats{}
 	var parts []stats.Usage
+	pid := s.InitPid
 	for _, c := range p.all() {
-		if c.state() != ContainerRunning {
+		if cs := c.snapshot(); cs.State == ContainerRunning {
+			pid = cs.Pid
+		} else {
 			continue
 		}
 		cs, u := m.containerStats(c)
@@ -152,7 +155,7 @@ func (m *Manager) podStats(p *pod) *runtimeapi.PodSandboxStats {
 	} else if !errdefs.IsNotFound(err) {
 		m.log.WithError(err).WithField("pod", p.id).Debug("The usage of a pod could not be read")
 	}
-	l.Network = m.networkUsage(s)
+	l.Network = m.networkUsage(s, pid)
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{
 			Id:          p.id,
@@ -183,11 +186,12 @@ func (m *Manager) podUsage(s Pod, containers []stats.Usage) (stats.Usage, error)
 	return stats.Sum(append(containers, init)), nil
 }
 
-func (m *Manager) networkUsage(s Pod) *runtimeapi.NetworkUsage {
+// networkUsage takes a process of the pod, 0 for none.
+func (m *Manager) networkUsage(s Pod, pid int) *runtimeapi.NetworkUsage {
 	if s.NetNS == "" {
 		return nil
 	}
-	list, err := stats.Interfaces(s.NetNS)
+	list, err := stats.Interfaces(s.NetNS, pid)
 	if err != nil {
 		m.log.WithError(err).WithField("pod", s.ID).Debug("The interfaces of a pod could not be read")
 		return nil

@@ -19,9 +19,13 @@ const maxInterfaces = 1024
 // Interfaces returns all but the loopback of a network namespace, by its path:
 // of more than 1024 the first. It is ErrNotFound when the namespace is gone.
 //
-// It reads the namespace's /proc/net/dev from a thread that enters it, which
-// costs less than asking over netlink (see BenchmarkInterfaces).
-func Interfaces(netns string) ([]Interface, error) {
+// It reads the /proc/PID/net/dev of a process that should be in the namespace,
+// 0 for none, or else from a thread that enters it, which still costs less than
+// asking over netlink (see BenchmarkInterfaces).
+func Interfaces(netns string, pid int) ([]Interface, error) {
+	if list, ok := interfacesOf(netns, pid); ok {
+		return list, nil
+	}
 	type result struct {
 		list []Interface
 		err  error
@@ -36,6 +40,25 @@ func Interfaces(netns string) ([]Interface, error) {
 		return nil, fmt.Errorf("interfaces of %s: %w", netns, r.err)
 	}
 	return r.list, nil
+}
+
+// interfacesOf is not ok if the process is not in the namespace.
+func interfacesOf(netns string, pid int) (list []Interface, ok bool) {
+	if pid <= 0 {
+		return nil, false
+	}
+	proc := "/proc/" + strconv.Itoa(pid)
+	f, err := os.Open(proc + "/net/dev") // is of the namespace that the process is in now, whatever becomes of that one
+	if err != nil {
+		return nil, false
+	}
+	defer f.Close()
+	var want, have unix.Stat_t
+	if unix.Stat(netns, &want) != nil || unix.Stat(proc+"/ns/net", &have) != nil || want.Dev != have.Dev || want.Ino != have.Ino {
+		return nil, false
+	}
+	list, err = parseNetDev(f)
+	return list, err == nil
 }
 
 // interfacesIn ends with its goroutine still locked to the thread if the

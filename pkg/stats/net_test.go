@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -120,7 +122,7 @@ func TestInterfaces(t *testing.T) {
 		return nil
 	})
 	before := countersOverNetlink(t, ns)
-	list, err := Interfaces(ns.path)
+	list, err := Interfaces(ns.path, 0)
 	after := countersOverNetlink(t, ns) // IPv6 says something of its own meanwhile
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%+v, %v", list, err)
@@ -137,6 +139,43 @@ func TestInterfaces(t *testing.T) {
 	}
 }
 
+// inNamespace starts a process there, which ends with the test.
+func inNamespace(t testing.TB, ns *namespace) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	ns.do(t, cmd.Start)
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+// TestInterfacesOfProcess: a process that is in the namespace, is elsewhere, or has ended, makes no difference.
+func TestInterfacesOfProcess(t *testing.T) {
+	ns := newNamespace(t)
+	ns.do(t, addPair)
+	cmd := inNamespace(t, ns)
+	names := func(list []Interface) (all []string) {
+		for _, i := range list {
+			all = append(all, i.Name)
+		}
+		slices.Sort(all)
+		return all
+	}
+	if list, ok := interfacesOf(ns.path, cmd.Process.Pid); !ok || !slices.Equal(names(list), []string{"eth0", "net1"}) {
+		t.Errorf("by the process: %v, %t", list, ok)
+	}
+	if list, ok := interfacesOf(ns.path, os.Getpid()); ok {
+		t.Errorf("by a process that is elsewhere: %v", list)
+	}
+	for _, pid := range []int{cmd.Process.Pid, os.Getpid(), 1 << 22, 0, -1} {
+		if list, err := Interfaces(ns.path, pid); err != nil || !slices.Equal(names(list), []string{"eth0", "net1"}) {
+			t.Errorf("with process %d: %v, %v", pid, list, err)
+		}
+	}
+}
+
 // TestInterfacesComesBack asks often and in parallel; no thread may stay in the namespace.
 func TestInterfacesComesBack(t *testing.T) {
 	ns := newNamespace(t)
@@ -149,7 +188,7 @@ func TestInterfacesComesBack(t *testing.T) {
 	for range 8 {
 		group.Go(func() {
 			for range 50 {
-				list, err := Interfaces(ns.path)
+				list, err := Interfaces(ns.path, 0)
 				if err != nil || len(list) != 2 {
 					t.Errorf("%v, %v", list, err)
 					return
@@ -165,10 +204,10 @@ func TestInterfacesComesBack(t *testing.T) {
 }
 
 func TestInterfacesGone(t *testing.T) {
-	if _, err := Interfaces("/run/netns/criserver-no-such"); !errdefs.IsNotFound(err) {
+	if _, err := Interfaces("/run/netns/criserver-no-such", 0); !errdefs.IsNotFound(err) {
 		t.Errorf("%v, want not found", err)
 	}
-	if _, err := Interfaces("/proc/self/ns/uts"); err == nil {
+	if _, err := Interfaces("/proc/self/ns/uts", 0); err == nil {
 		t.Error("a UTS namespace was taken")
 	}
 }
@@ -199,7 +238,16 @@ func BenchmarkInterfaces(b *testing.B) {
 	b.Run("file", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := Interfaces(ns.path); err != nil {
+			if _, err := Interfaces(ns.path, 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("process", func(b *testing.B) {
+		pid := inNamespace(b, ns).Process.Pid
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := Interfaces(ns.path, pid); err != nil {
 				b.Fatal(err)
 			}
 		}
