@@ -50,7 +50,7 @@ bin/criserver-shim: $(C_PROGRAMS)
 	CGO_ENABLED=1 go build -trimpath -tags '$(SHIM_TAGS)' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./cmd/criserver-shim
 
 # The C programs that are embedded.
-%/init.bin: %/init.c $(wildcard pkg/libct/shim/*init/*init.go)
+%/init.bin: %/init.c pkg/libct/shim/system.h $(wildcard pkg/libct/shim/*init/*init.go)
 	go generate ./$*
 
 # ---- what tests and demo need ----
