@@ -168,7 +168,7 @@ func sets(names ...string) *specs.LinuxCapabilities {
 
 // equalContainers are the containers in which execs are compared, by ID.
 func (n *node) equalContainers() map[string]*specs.Spec {
-	n.must(os.MkdirAll(filepath.Join(n.layers, "2/work"), 0o700))
+	n.must(os.MkdirAll(filepath.Join(n.layers, "2/locked"), 0o700))
 	passwd := "\n # none\nroot:x:0:0::/:/bin/sh\nu:x:1000:1000:,:/home/u:\n  v:x:1001:1001:g:/home/v \nw:x:1002\n"
 	n.must(os.WriteFile(filepath.Join(n.layers, "2/etc/passwd"), []byte(passwd), 0o644))
 	all := map[string]*specs.Spec{}
@@ -224,7 +224,7 @@ func equalProcesses() map[string]func(*specs.Process) {
 		"rlimits": func(p *specs.Process) {
 			p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NPROC", Soft: 500, Hard: 500}}
 		},
-		"cwd":    func(p *specs.Process) { p.Cwd = "/work" },
+		"cwd":    func(p *specs.Process) { p.Cwd = "/locked" },
 		"no cwd": func(p *specs.Process) { p.Cwd = "" },
 		"env": func(p *specs.Process) {
 			p.Env = append(p.Env, "A=1", "B=", "A=2", "HOME=", "C=x=y", "LONG="+strings.Repeat("x", 100000))
@@ -269,7 +269,7 @@ func equalFailures() map[string]func(*specs.Process) {
 		"rlimit":         func(p *specs.Process) { p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 99}} },
 		"cwd":            func(p *specs.Process) { p.Cwd = "/nope" },
 		"cwd no folder":  func(p *specs.Process) { p.Cwd = "/bin/busybox" },
-		"cwd forbidden":  func(p *specs.Process) { p.Cwd, p.User.UID, p.Capabilities = "/work", 1000, sets() },
+		"cwd forbidden":  func(p *specs.Process) { p.Cwd, p.User.UID, p.Capabilities = "/locked", 1000, sets() },
 		"environment":    func(p *specs.Process) { p.Env = append(p.Env, "=x") },
 		"much": func(p *specs.Process) {
 			for i := range 10 {
@@ -277,7 +277,7 @@ func equalFailures() map[string]func(*specs.Process) {
 			}
 		},
 		"large arguments": command("sh", "-c", ": "+strings.Repeat("x", 200000)),
-		"user forbidden":  func(p *specs.Process) { p.Args, p.User.UID = []string{"/work/x"}, 1000 },
+		"user forbidden":  func(p *specs.Process) { p.Args, p.User.UID = []string{"/locked/x"}, 1000 },
 	}
 }
 
