@@ -135,11 +135,11 @@ func (m *Manager) podStats(p *pod) *runtimeapi.PodSandboxStats {
 	var parts []stats.Usage
 	pid := s.InitPid
 	for _, c := range p.all() {
-		if cs := c.snapshot(); cs.State == ContainerRunning {
-			pid = cs.Pid
-		} else {
+		running := c.snapshot()
+		if running.State != ContainerRunning {
 			continue
 		}
+		pid = running.Pid
 		cs, u := m.containerStats(c)
 		l.Containers = append(l.Containers, cs)
 		if u != nil {
